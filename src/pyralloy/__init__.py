@@ -1,0 +1,1 @@
+"""Mixture density networks as Pyro models."""

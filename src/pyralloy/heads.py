@@ -1,0 +1,108 @@
+"""The mixture head: features in, a ``Mixture`` out."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pyro import distributions as dist
+from torch import Tensor, nn
+
+from pyralloy.families import FAMILIES, Family
+from pyralloy.mixture import Mixture
+
+__all__ = ["MixtureHead"]
+
+
+class MixtureHead(nn.Module):
+    r"""Parameterise a mixture by a linear map of features.
+
+    .. math:: p(y \mid h) = \sum_k w_k(h) \prod_d f(y_d; \theta_{kd}(h)),
+              \qquad w(h) = \mathrm{softmax}(A h + a)
+
+    Locations are free; the log of each scale lies between a soft floor and a soft ceiling, 1/1000
+    and 100 times ``spread``, so that no output of the network makes a density infinite or zero.
+
+    Args:
+        in_features: Width H of the features.
+        components: Number of components K.
+        targets: None for a scalar y, else the number D of dimensions of a vector y, which are
+            independent within a component (and dependent through the mixture).
+        family: Kind of component: ``"normal"``.
+        spread: Standard deviation of y in the units the head works in; 1 where y is standardised.
+        constant_scale: Whether scales ignore the features. One Normal component of constant scale
+            is least squares.
+
+    Raises:
+        ValueError: A size below 1, a spread not above 0, or an unknown family.
+
+    References:
+        Bishop, C. M. (1994). Mixture density networks. Aston University, NCRG/94/004.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 16), nn.SiLU(), MixtureHead(16, components=4))
+        >>> density = net(torch.zeros(5, 3))
+        >>> density.batch_shape, density.num_components
+        (torch.Size([5]), 4)
+        >>> loss = -density.log_prob(torch.zeros(5)).mean()
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        components: int,
+        targets: int | None = None,
+        *,
+        family: str = "normal",
+        spread: float = 1.0,
+        constant_scale: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, size in (
+            ("in_features", in_features),
+            ("components", components),
+            ("targets", 1 if targets is None else targets),
+        ):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name}={size!r}: give an integer of 1 or more.")
+        if family not in FAMILIES:
+            raise ValueError(f"family={family!r} is unknown; choose one of {sorted(FAMILIES)}.")
+        if not (math.isfinite(spread) and spread > 0):
+            raise ValueError(f"spread={spread!r}: give y's standard deviation, finite and above 0.")
+        self.family: Family = FAMILIES[family]
+        self.in_features, self.components, self.targets = in_features, components, targets
+        self.spread, self.constant_scale = float(spread), constant_scale
+        outputs = components * (targets or 1) * len(self.family.parameters)
+        self.weight_logits = nn.Linear(in_features, components)
+        self.parameters_raw = nn.Linear(in_features, outputs)
+
+    def forward(self, features: Tensor) -> Mixture:
+        """Map features (..., H) to a ``Mixture`` of batch shape (...) and event shape () or (D,)."""
+        raw = self.parameters_raw(features)
+        raw = raw.unflatten(-1, (self.components, self.targets or 1, -1))  # (..., K, D, P)
+        if self.constant_scale:
+            bias = self.parameters_raw.bias.unflatten(0, (self.components, self.targets or 1, -1))
+            raw = torch.cat([raw[..., :1], bias[..., 1:].expand_as(raw[..., 1:])], -1)
+        component = self.family.from_raw(raw if self.targets else raw.squeeze(-2), self.spread)
+        if self.targets:
+            component = component.to_event(1)
+        return Mixture(dist.Categorical(logits=self.weight_logits(features)), component)
+
+    @torch.no_grad()
+    def place(self, loc: Tensor, scale: Tensor) -> None:
+        """Start the components at given places, all of equal weight and independent of x.
+
+        Args:
+            loc: Shape (K,) or (K, D), in the units the head works in.
+            scale: Spread of each component, likewise.
+        """
+        shape = (self.components, self.targets or 1)
+        raw = self.family.to_raw(loc.reshape(shape), scale.reshape(shape), self.spread)
+        for layer in (self.weight_logits, self.parameters_raw):
+            layer.weight.mul_(0.1)
+        self.weight_logits.bias.zero_()
+        self.parameters_raw.bias.copy_(raw.flatten())
+
+    def extra_repr(self) -> str:
+        """Describe the head in ``print(model)``."""
+        return f"components={self.components}, targets={self.targets}, family={self.family.name}"

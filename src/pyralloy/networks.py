@@ -1,0 +1,62 @@
+"""Trunks: networks from inputs to features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+__all__ = ["ACTIVATIONS", "MLP"]
+
+#: Activations by the name that opens them at the door.
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "mish": nn.Mish,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+
+
+class MLP(nn.Module):
+    """Stack linear layers, each followed by an activation.
+
+    Args:
+        in_features: Number of inputs F, at least 1.
+        hidden: Width of each layer; empty for none, when the features are the inputs.
+        activation: Makes one activation, for instance ``nn.SiLU``.
+
+    Attributes:
+        out_features: Width of the features, what a head needs to know.
+
+    Raises:
+        ValueError: A size below 1 or not an integer.
+
+    Example:
+        >>> import torch
+        >>> MLP(3, hidden=(64, 64))(torch.zeros(5, 3)).shape
+        torch.Size([5, 64])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: Sequence[int] = (64, 64),
+        activation: Callable[[], nn.Module] = nn.SiLU,
+    ) -> None:
+        super().__init__()
+        sizes = [in_features, *hidden]
+        for name, size in zip(("in_features", *("hidden",) * len(hidden)), sizes, strict=True):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name}={size!r}: a layer's size must be an integer of 1 or more.")
+        layers: list[nn.Module] = []
+        for before, after in zip(sizes, sizes[1:], strict=False):
+            layers += [nn.Linear(before, after), activation()]
+        self.layers = nn.Sequential(*layers)
+        self.in_features = in_features
+        self.out_features = sizes[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` (N, F) to features (N, H)."""
+        return self.layers(x)

@@ -1,0 +1,52 @@
+"""Standardisation of inputs and targets, undone exactly by ``Mixture.affine``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pyralloy.mixture import Mixture
+
+__all__ = ["Standardizer"]
+
+
+class Standardizer(nn.Module):
+    """Centre and scale each column, in float64, whatever the network's dtype.
+
+    It starts as the identity; :meth:`fit` sets it from data. Columns without spread keep scale 1.
+
+    Attributes:
+        shift: Column means, shape () or (F,), float64.
+        scale: Column standard deviations, likewise; never zero.
+
+    Example:
+        >>> z = Standardizer().fit(torch.tensor([[1.0], [3.0]]))
+        >>> z(torch.tensor([[5.0]]), torch.float32).item()
+        3.0
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+
+    def fit(self, values: Tensor) -> Standardizer:
+        """Set shift and scale from ``values`` (N, ...), column by column; returns itself."""
+        wide = values.detach().to(torch.float64)
+        self.shift = wide.mean(0)
+        spread = (wide - self.shift).square().mean(0).sqrt()
+        # Rounding leaves a constant column with a spread near eps times its size.
+        flat = spread <= 1e-12 * self.shift.abs()
+        self.scale = torch.where(flat, torch.ones_like(spread), spread)
+        return self
+
+    def forward(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """Standardise ``values`` in float64, then cast to ``dtype``."""
+        return ((values.to(torch.float64) - self.shift) / self.scale).to(dtype)
+
+    def undo(self, density: Mixture) -> Mixture:
+        """Give a density of standardised values as one of the original values, in float64."""
+        return density.to(torch.float64)._affine(self.shift, self.scale)
