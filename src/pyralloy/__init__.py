@@ -1,1 +1,47 @@
-"""Mixture density networks as Pyro models."""
+"""Mixture density networks as Pyro models: regression whose answer is a distribution.
+
+Every prediction is a :class:`Mixture`, which answers exactly. :class:`MDNRegressor` is the
+scikit-learn face, :class:`MDN` with :func:`fit` the Pyro one, :class:`MixtureHead` a layer for a
+network of your own.
+"""
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
+
+from pyralloy import datasets, networks
+from pyralloy.heads import MixtureHead
+from pyralloy.inference.fit import Fit
+from pyralloy.inference.svi import fit
+from pyralloy.mixture import Mixture
+from pyralloy.model import MDN
+
+if TYPE_CHECKING:
+    from pyralloy import plot
+    from pyralloy.estimator import MDNRegressor
+
+__all__ = [
+    "MDN",
+    "Fit",
+    "MDNRegressor",
+    "Mixture",
+    "MixtureHead",
+    "datasets",
+    "fit",
+    "networks",
+    "plot",
+]
+
+#: Names whose rooms import scikit-learn or matplotlib, which only their users should wait for.
+_LAZY = {"MDNRegressor": ("pyralloy.estimator", "MDNRegressor"), "plot": ("pyralloy.plot", None)}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    found = _import_module(module)
+    return found if attribute is None else getattr(found, attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

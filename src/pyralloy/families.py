@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -13,30 +14,40 @@ from torch import distributions as td
 
 from pyralloy.numerics import soft_between, soft_between_inverse
 
-__all__ = ["FAMILIES", "Family", "NormalFamily", "family_of", "map_parameters"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "NormalFamily",
+    "base_of",
+    "build",
+    "family_of",
+    "map_parameters",
+]
 
 #: Smallest and largest scale of a component, relative to the spread of y.
 SCALE_FLOOR, SCALE_CEILING = 1e-3, 1e2
 
 
-class Family:
+class Family(ABC):
     """What pyralloy knows of one kind of component; subclass and register to add a kind.
 
     Attributes:
+        name: What opens it at the door, as in ``MixtureHead(family=name)``.
         distribution: The Pyro distribution of one component.
         parameters: Names of its parameters, in the order of the raw outputs.
     """
 
+    name: str
     distribution: type[Any]
     parameters: tuple[str, ...]
 
+    @abstractmethod
     def from_raw(self, raw: Tensor, spread: float) -> Any:
         """Map raw outputs ``(..., P)`` to components ``(...)``; ``spread`` is y's, in its units."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_raw(self, loc: Tensor, scale: Tensor, spread: float) -> Tensor:
         """Give the raw outputs ``(..., P)`` of components at ``loc`` with spread ``scale``."""
-        raise NotImplementedError
 
     def cdf(self, component: Any, y: Tensor) -> Tensor:
         """Evaluate the component's cumulative distribution function."""
@@ -46,21 +57,38 @@ class Family:
         """Evaluate the component's quantile function."""
         return component.icdf(u)
 
+    def draw(self, component: Any, generator: torch.Generator | None) -> Tensor:
+        """Draw once from each component, by inversion unless a family knows better."""
+        like = getattr(component, self.parameters[0])
+        u = torch.rand(
+            component.batch_shape, generator=generator, dtype=like.dtype, device=like.device
+        )
+        return self.icdf(component, u.clamp_min(torch.finfo(u.dtype).tiny))
+
     def affine(self, component: Any, shift: Tensor, scale: Tensor) -> Any:
-        """Give the distribution of ``shift + scale * y``."""
+        """Give the distribution of ``shift + scale * y``.
+
+        Raises:
+            TypeError: The family is not closed under affine maps.
+        """
         raise TypeError(
-            f"{type(self).__name__} is not a location-scale family: "
-            "shift + scale * y has no distribution of the same kind; transform y before fitting."
+            f"family {self.name!r} is no location-scale family: shift + scale * y has no "
+            "distribution of the same kind; transform y before fitting instead."
         )
 
     def crps(self, weights: Tensor, component: Any, y: Tensor) -> Tensor:
-        """Evaluate the mixture's CRPS at ``y`` (...), from weights and components (..., K)."""
-        raise TypeError(f"{type(self).__name__} has no closed-form CRPS.")
+        """Evaluate the mixture's CRPS at ``y`` (...), from weights and components (..., K).
+
+        Raises:
+            TypeError: No closed form is known.
+        """
+        raise TypeError(f"family {self.name!r} has no closed-form CRPS.")
 
 
 class NormalFamily(Family):
     """Normal components; scales lie softly between 1/1000 and 100 times the spread of y."""
 
+    name = "normal"
     distribution = dist.Normal
     parameters = ("loc", "scale")
 
@@ -74,12 +102,19 @@ class NormalFamily(Family):
         return torch.stack([loc, soft_between_inverse(scale.log(), *_log_bounds(spread))], -1)
 
     def cdf(self, component: Any, y: Tensor) -> Tensor:
-        """Evaluate the cdf by ``ndtr``, which keeps the lower tail's digits."""
-        return torch.special.ndtr((y - component.loc) / component.scale)
+        """Evaluate the cdf by ``erfc``: torch's ``ndtr`` is 1 + erf and loses the lower tail."""
+        z = (y - component.loc) / component.scale
+        return 0.5 * torch.special.erfc(z * -math.sqrt(0.5))
 
     def icdf(self, component: Any, u: Tensor) -> Tensor:
         """Evaluate the quantile function."""
         return component.loc + component.scale * torch.special.ndtri(u)
+
+    def draw(self, component: Any, generator: torch.Generator | None) -> Tensor:
+        """Draw once from each component."""
+        loc, scale = torch.broadcast_tensors(component.loc, component.scale)
+        noise = torch.empty_like(loc).normal_(generator=generator)
+        return loc + scale * noise
 
     def affine(self, component: Any, shift: Tensor, scale: Tensor) -> Any:
         """Give ``Normal(shift + scale * loc, |scale| * scale_k)``."""
@@ -120,7 +155,7 @@ def _expected_absolute(mean: Tensor, scale: Tensor) -> Tensor:
 
 
 #: The families by the name that opens them at the door.
-FAMILIES: dict[str, Family] = {"normal": NormalFamily()}
+FAMILIES: dict[str, Family] = {family.name: family for family in (NormalFamily(),)}
 
 
 def family_of(component: Any) -> Family:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from pyro import distributions as dist
 from torch import Tensor, nn
 
+from pyralloy.checks import integer, positive
 from pyralloy.families import FAMILIES, Family
 from pyralloy.mixture import Mixture
 
@@ -34,6 +33,7 @@ class MixtureHead(nn.Module):
             is least squares.
 
     Raises:
+        TypeError: A size that is no integer, a spread that is no number.
         ValueError: A size below 1, a spread not above 0, or an unknown family.
 
     References:
@@ -58,20 +58,15 @@ class MixtureHead(nn.Module):
         constant_scale: bool = False,
     ) -> None:
         super().__init__()
-        for name, size in (
-            ("in_features", in_features),
-            ("components", components),
-            ("targets", 1 if targets is None else targets),
-        ):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name}={size!r}: give an integer of 1 or more.")
+        integer("in_features", in_features)
+        integer("components", components)
+        if targets is not None:
+            integer("targets", targets)
         if family not in FAMILIES:
-            raise ValueError(f"family={family!r} is unknown; choose one of {sorted(FAMILIES)}.")
-        if not (math.isfinite(spread) and spread > 0):
-            raise ValueError(f"spread={spread!r}: give y's standard deviation, finite and above 0.")
+            raise ValueError(f"family={family!r} is unknown: choose one of {sorted(FAMILIES)}.")
         self.family: Family = FAMILIES[family]
         self.in_features, self.components, self.targets = in_features, components, targets
-        self.spread, self.constant_scale = float(spread), constant_scale
+        self.spread, self.constant_scale = positive("spread", spread), constant_scale
         outputs = components * (targets or 1) * len(self.family.parameters)
         self.weight_logits = nn.Linear(in_features, components)
         self.parameters_raw = nn.Linear(in_features, outputs)

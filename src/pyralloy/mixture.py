@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,13 +9,11 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor
 
-from pyralloy.families import base_of, build, family_of, map_parameters
-from pyralloy.numerics import invert_monotone
+from pyralloy.families import base_of, family_of, map_parameters
+from pyralloy.pooling import check_alike, log_pool_weights, pool_components
+from pyralloy.table import Table
 
 __all__ = ["Interval", "Mixture"]
-
-#: Elements of one intermediate (rows x components); small enough to stay in a core's cache.
-CHUNK = 1 << 18
 
 
 class Interval(NamedTuple):
@@ -50,8 +47,8 @@ class Mixture(dist.MixtureSameFamily):
         >>> m = Mixture(weights, dist.Normal(torch.tensor([-2.0, 2.0]), torch.tensor([0.5, 0.5])))
         >>> round(float(m.mean), 4), round(float(m.cdf(torch.tensor(0.0))), 4)
         (0.8, 0.3)
-        >>> [round(q, 4) for q in m.quantile([0.3, 0.65]).tolist()]
-        [0.0, 2.0]
+        >>> [round(q, 4) for q in m.quantile([0.15, 0.65]).tolist()]
+        [-2.0, 2.0]
     """
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Mixture:
@@ -211,7 +208,7 @@ class Mixture(dist.MixtureSameFamily):
             )
         shape = torch.broadcast_shapes(u.shape, self.batch_shape)
         with torch.no_grad():
-            y = self._solve_quantile(u.expand(shape))
+            y = self._table(shape).quantile(u.expand(shape).reshape(-1)).reshape(shape)
         if not torch.is_grad_enabled():
             return y
         surface = self.expand(shape).cdf(y) - u
@@ -220,26 +217,11 @@ class Mixture(dist.MixtureSameFamily):
         slope = self.log_prob(y).detach().exp().clamp_min(torch.finfo(y.dtype).tiny)
         return y - (surface - surface.detach()) / slope
 
-    def _solve_quantile(self, u: Tensor) -> Tensor:
-        count = self.num_components
-        flat_u = u.reshape(-1)
-        rows = torch.arange(math.prod(self.batch_shape), device=u.device)
-        rows = rows.reshape(self.batch_shape).expand(u.shape).reshape(-1)
-        weights = self.weights.detach().reshape(-1, count)
-        components = map_parameters(self.components, lambda p: p.detach().reshape(-1, count), 0)
-        family = family_of(components)
-        solutions = []
-        for start in range(0, flat_u.shape[0], max(1, CHUNK // count)):
-            part = slice(start, start + max(1, CHUNK // count))
-            w = weights[rows[part]]
-            c = map_parameters(components, lambda p, part=part: p[rows[part]], 0)
-            ends = family.icdf(c, flat_u[part, None])  # (M, K)
-            ends = torch.where(w > 0, ends, torch.nan)
-            low = torch.nan_to_num(ends, nan=math.inf, posinf=math.inf, neginf=-math.inf).amin(-1)
-            high = torch.nan_to_num(ends, nan=-math.inf, posinf=math.inf, neginf=-math.inf).amax(-1)
-            table = _Rows(family, w, c)
-            solutions.append(invert_monotone(table.cdf, flat_u[part], low, high))
-        return torch.cat(solutions).reshape(u.shape)
+    def _table(self, shape: torch.Size) -> Table:
+        """Flatten into one row for each element of ``shape``, to which the batch broadcasts."""
+        count, wide = self.num_components, self.expand(shape)
+        components = map_parameters(wide.components, lambda p: p.reshape(-1, count), 0)
+        return Table(wide.weights.reshape(-1, count), components)
 
     def interval(self, level: float = 0.9) -> Interval:
         """Give the equal-tailed interval that holds probability ``level``.
@@ -289,19 +271,8 @@ class Mixture(dist.MixtureSameFamily):
         self._require_scalar("crps")
         y = self._values("y", y)
         shape = torch.broadcast_shapes(y.shape, self.batch_shape)
-        wide = self.to(torch.float64).expand(shape)
         y = y.to(torch.float64).expand(shape).reshape(-1)
-        count = self.num_components
-        weights = wide.weights.reshape(-1, count)
-        components = map_parameters(wide.components, lambda p: p.reshape(-1, count), 0)
-        family = family_of(components)
-        step = max(1, CHUNK // (count * (count + 1) // 2))
-        scores = []
-        for start in range(0, y.shape[0], step):
-            part = slice(start, start + step)
-            c = map_parameters(components, lambda p, part=part: p[part], 0)
-            scores.append(family.crps(weights[part], c, y[part]))
-        return torch.cat(scores).reshape(shape).to(self.dtype)
+        return self.to(torch.float64)._table(shape).crps(y).reshape(shape).to(self.dtype)
 
     # -- sampling ---------------------------------------------------------------------------------
 
@@ -337,7 +308,9 @@ class Mixture(dist.MixtureSameFamily):
                 lambda p: torch.gather(p.reshape(-1, count, *event), 1, index),
                 self._event_ndims,
             )
-            values = _draw(picked, generator).movedim(1, 0)  # (S, N) + event
+            values = (
+                family_of(picked).draw(base_of(picked), generator).movedim(1, 0)
+            )  # (S, N) + event
             return values.reshape(size + self.batch_shape + event)
 
     # -- algebra ----------------------------------------------------------------------------------
@@ -415,18 +388,12 @@ class Mixture(dist.MixtureSameFamily):
         if isinstance(many, Mixture):
             return many._pool_batch(weights, dim)
         members = list(many)
-        log_weights = _log_pool_weights(weights, members)
+        check_alike(members)
+        log_weights = log_pool_weights(weights, len(members), members[0].logits)
         if len(members) == 1:
             return members[0]
-        first = members[0]
         logits = torch.cat([m.logits + a for m, a in zip(members, log_weights, strict=True)], -1)
-        axis = -1 - first._event_ndims
-        bases = [base_of(m.components) for m in members]
-        values = [
-            torch.cat([getattr(b, name).expand(b.batch_shape) for b in bases], axis)
-            for name in family_of(first.components).parameters
-        ]
-        components = build(family_of(first.components), values, first._event_ndims)
+        components = pool_components([m.components for m in members], members[0]._event_ndims)
         return Mixture(
             dist.Categorical(logits=logits, validate_args=False), components, validate_args=False
         )
@@ -441,7 +408,7 @@ class Mixture(dist.MixtureSameFamily):
         dim %= rank
         if self.batch_shape[dim] == 1 and weights is None:
             return self[(*(slice(None),) * dim, 0)]
-        a = _normalised_log(weights, self.batch_shape[dim], self.logits)
+        a = log_pool_weights(weights, self.batch_shape[dim], self.logits)
         logits = self.logits.movedim(dim, -2) + a[:, None]  # (..., M, K)
         return self._rebuild(
             logits.flatten(-2), lambda p: p.movedim(dim, rank - 1).flatten(rank - 1, rank)
@@ -499,60 +466,3 @@ class Mixture(dist.MixtureSameFamily):
                 f"batch_shape {tuple(self.batch_shape)}; give one value a row, or (S, N) of them."
             ) from None
         return tensor
-
-
-class _Rows(NamedTuple):
-    """Flat mixtures (M, K) whose cdf can be asked of some rows only."""
-
-    family: Any
-    weights: Tensor
-    components: Any
-
-    def cdf(self, y: Tensor, rows: Tensor) -> Tensor:
-        if rows.shape[0] == self.weights.shape[0]:
-            return (self.weights * self.family.cdf(self.components, y[:, None])).sum(-1)
-        part = map_parameters(self.components, lambda p: p[rows], 0)
-        return (self.weights[rows] * self.family.cdf(part, y[:, None])).sum(-1)
-
-
-def _draw(components: Any, generator: torch.Generator | None) -> Tensor:
-    """Draw once from each component; ``generator`` stands in for torch's default one."""
-    if generator is None:
-        return components.sample()
-    device = base_of(components).mean.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-        torch.manual_seed(int(seed))
-        return components.sample()
-
-
-def _log_pool_weights(
-    weights: Sequence[float] | Tensor | None, members: list[Mixture]
-) -> Tensor:
-    """Check what is to be pooled and give the normalised log weights, shape (M,)."""
-    if not members:
-        raise ValueError("many is empty: give at least one density to pool.")
-    first = members[0]
-    for m in members[1:]:
-        if m.batch_shape != first.batch_shape or m.event_shape != first.event_shape:
-            raise ValueError(
-                f"members disagree: batch {tuple(m.batch_shape)} and event {tuple(m.event_shape)} "
-                f"beside {tuple(first.batch_shape)} and {tuple(first.event_shape)}."
-            )
-        if family_of(m.components) is not family_of(first.components):
-            raise ValueError("members must have components of one family.")
-    return _normalised_log(weights, len(members), first.logits)
-
-
-def _normalised_log(
-    weights: Sequence[float] | Tensor | None, count: int, like: Tensor
-) -> Tensor:
-    if weights is None:
-        return torch.full((count,), -math.log(count), dtype=like.dtype, device=like.device)
-    given = torch.as_tensor(weights, dtype=like.dtype, device=like.device)
-    usable = given.shape == (count,) and bool((given.isfinite() & (given >= 0)).all())
-    if not usable or not bool(given.sum() > 0):
-        raise ValueError(
-            f"weights={weights!r}: give {count} nonnegative finite weights that are not all zero."
-        )
-    return (given / given.sum()).log()

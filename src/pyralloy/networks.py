@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from pyralloy.checks import integer
+
 __all__ = ["ACTIVATIONS", "MLP"]
 
 #: Activations by the name that opens them at the door.
@@ -28,10 +30,11 @@ class MLP(nn.Module):
         activation: Makes one activation, for instance ``nn.SiLU``.
 
     Attributes:
-        out_features: Width of the features, what a head needs to know.
+        out_features: Width H of the features, what a head needs to know.
 
     Raises:
-        ValueError: A size below 1 or not an integer.
+        TypeError: A size that is no integer, or ``hidden`` that is no sequence.
+        ValueError: A size below 1.
 
     Example:
         >>> import torch
@@ -46,10 +49,9 @@ class MLP(nn.Module):
         activation: Callable[[], nn.Module] = nn.SiLU,
     ) -> None:
         super().__init__()
-        sizes = [in_features, *hidden]
-        for name, size in zip(("in_features", *("hidden",) * len(hidden)), sizes, strict=True):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name}={size!r}: a layer's size must be an integer of 1 or more.")
+        if isinstance(hidden, str) or not isinstance(hidden, Sequence):
+            raise TypeError(f"hidden={hidden!r}: give a sequence of layer widths, as (64, 64).")
+        sizes = [integer("in_features", in_features), *(integer("hidden", h) for h in hidden)]
         layers: list[nn.Module] = []
         for before, after in zip(sizes, sizes[1:], strict=False):
             layers += [nn.Linear(before, after), activation()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -93,7 +92,7 @@ def invert_monotone(
     eps = torch.finfo(target.dtype).eps
     rows = torch.arange(target.shape[0], device=target.device)
     solution = torch.where(target == target, low, target)  # a copy; NaN targets stay NaN
-    rows = rows[(high > low) & torch.isfinite(low) & torch.isfinite(high)]
+    rows = rows[(high > low) & torch.isfinite(low) & torch.isfinite(high) & (target == target)]
     a, b = low[rows], high[rows]
     goal = target[rows]
     fa, fb = function(a, rows) - goal, function(b, rows) - goal
@@ -115,7 +114,8 @@ def invert_monotone(
         best = torch.where(fa.abs() < fb.abs(), a, b)
         tolerance = eps * (best.abs() + torch.finfo(a.dtype).tiny)
         smallest = tolerance / (b - a).abs()
-        done = (smallest > 0.5) | (fm.abs() <= 0.5 * eps) | (fm.abs() <= eps * goal.abs())
+        # Relative to the target, or small probabilities would keep few of their digits.
+        done = (smallest > 0.5) | (fm.abs() <= eps * goal.abs())
         solution[rows] = best
         keep = ~done
         a, b, c, fa, fb, fc, goal, rows, smallest = (
@@ -134,6 +134,3 @@ def _chandrupatla_fraction(
     quadratic = (phi * phi < xi) & ((1 - phi) ** 2 < 1 - xi)
     step = fa / (fb - fa) * fc / (fb - fc) + (c - a) / (b - a) * fa / (fc - fa) * fb / (fc - fb)
     return torch.where(quadratic & torch.isfinite(step), step, 0.5)
-
-
-LOG_TWO_PI = math.log(2.0 * math.pi)

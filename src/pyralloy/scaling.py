@@ -36,11 +36,15 @@ class Standardizer(nn.Module):
     def fit(self, values: Tensor) -> Standardizer:
         """Set shift and scale from ``values`` (N, ...), column by column; returns itself."""
         wide = values.detach().to(torch.float64)
-        self.shift = wide.mean(0)
-        spread = (wide - self.shift).square().mean(0).sqrt()
-        # Rounding leaves a constant column with a spread near eps times its size.
-        flat = spread <= 1e-12 * self.shift.abs()
-        self.scale = torch.where(flat, torch.ones_like(spread), spread)
+        # The largest size is divided out first: squares of values above 1e154 would overflow.
+        size = wide.abs().amax(0)
+        size = torch.where(size > 0, size, 1.0)
+        unit = wide / size
+        centre = unit.mean(0)
+        spread = (unit - centre).square().mean(0).sqrt()
+        # Rounding leaves a constant column with a spread near eps.
+        spread = torch.where(spread <= 1e-12, 1.0 / size, spread)
+        self.shift, self.scale = centre * size, spread * size
         return self
 
     def forward(self, values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -50,3 +54,11 @@ class Standardizer(nn.Module):
     def undo(self, density: Mixture) -> Mixture:
         """Give a density of standardised values as one of the original values, in float64."""
         return density.to(torch.float64)._affine(self.shift, self.scale)
+
+    @property
+    def log_jacobian(self) -> float:
+        """Nats to add to a negative log density of standardised values, to have it in their units.
+
+        The sum over columns of the log of the scale.
+        """
+        return float(self.scale.log().sum())

@@ -1,0 +1,123 @@
+"""Doors: what a caller gives is checked once, and an error says what to do about it."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["as_values", "integer", "paired", "positive"]
+
+
+def integer(name: str, value: Any, low: int = 1) -> int:
+    """Check an integer of at least ``low`` and give it as an ``int``.
+
+    Raises:
+        TypeError: Not an integer (a bool is none).
+        ValueError: Below ``low``.
+
+    Example:
+        >>> integer("components", 5)
+        5
+    """
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}={value!r}: give an integer of {low} or more.")
+    if value < low:
+        raise ValueError(f"{name}={value!r}: give an integer of {low} or more.")
+    return int(value)
+
+
+def positive(name: str, value: Any, high: float = math.inf) -> float:
+    """Check a finite number above 0 and at most ``high``, and give it as a ``float``.
+
+    Raises:
+        TypeError: Not a real number.
+        ValueError: Not finite, not above 0, or above ``high``.
+    """
+    bound = "" if math.isinf(high) else f" and at most {high:g}"
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}={value!r}: give a number above 0{bound}.")
+    if not (math.isfinite(value) and 0 < value <= high):
+        raise ValueError(f"{name}={value!r}: give a finite number above 0{bound}.")
+    return float(value)
+
+
+def as_values(name: str, values: Any, *, device: torch.device | None = None) -> Tensor:
+    """Turn an array, data frame, list or tensor into a finite floating-point tensor.
+
+    Integers and booleans become float64; floating-point types are kept.
+
+    Args:
+        name: What to call it in errors.
+        values: Numeric, at least one row.
+        device: Where to put it; None leaves it where it is.
+
+    Returns:
+        A tensor of at least one dimension, without gradient.
+
+    Raises:
+        TypeError: Not numeric: strings, objects, complex numbers.
+        ValueError: Empty, without rows, ragged, or holding NaN or infinity.
+
+    Example:
+        >>> as_values("y", [1, 2]).dtype
+        torch.float64
+    """
+    if not isinstance(values, Tensor):
+        values = _from_array(name, values)
+    if values.is_complex():
+        raise TypeError(f"{name} is complex: give real numbers.")
+    values = values.detach()
+    if not values.is_floating_point():
+        values = values.to(torch.float64)
+    if values.ndim == 0:
+        raise ValueError(f"{name} is a single number: give an array with one row an observation.")
+    if values.numel() == 0:
+        raise ValueError(f"{name} is empty, shape {tuple(values.shape)}: give at least one row.")
+    finite = values.isfinite()
+    if not bool(finite.all()):
+        rows = (~finite).flatten(1).any(1) if values.ndim > 1 else ~finite
+        first = int(rows.nonzero()[0])
+        raise ValueError(
+            f"{name} holds NaN or infinity in {int(rows.sum())} of {len(rows)} rows, the first "
+            f"at row {first}: drop those rows or fill them in before fitting or predicting."
+        )
+    return values.to(device) if device is not None else values
+
+
+def paired(x: Tensor, y: Tensor) -> None:
+    """Check that ``x`` and ``y`` have the same number of rows.
+
+    Raises:
+        ValueError: They differ.
+    """
+    if x.shape[0] != y.shape[0]:
+        raise ValueError(
+            f"x has {x.shape[0]} rows and y has {y.shape[0]}: they must be the same observations."
+        )
+
+
+def _from_array(name: str, values: Any) -> Tensor:
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name} is ragged: its rows differ in length ({error}).") from error
+    if array.dtype.kind not in "biuf":
+        columns = getattr(values, "dtypes", None)
+        bad = (
+            [str(c) for c, d in columns.items() if getattr(d, "kind", "O") not in "biuf"]
+            if hasattr(columns, "items")
+            else []
+        )
+        where = f" (columns {bad})" if bad else ""
+        raise TypeError(
+            f"{name} has dtype {array.dtype}{where}: give numbers only; "
+            "encode categories, or convert with astype(float)."
+        )
+    if array.dtype.kind in "biu" or array.dtype.itemsize not in (4, 8):
+        array = array.astype(np.float64)
+    return torch.from_numpy(np.array(array, order="C", dtype=array.dtype.newbyteorder("=")))

@@ -1,0 +1,102 @@
+"""The objective: Pyro's ELBO of a model and a guide, and its gradient on one flat vector."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import Trace_ELBO
+from torch import Tensor, nn
+
+__all__ = ["FlatParameters", "Objective", "empty_guide"]
+
+#: Pyro's runtime is one global stack, so fits in several threads take turns.
+LOCK = threading.RLock()
+
+
+def empty_guide(*_args: Any, **_kwargs: Any) -> None:
+    """Guide without latent variables: the ELBO then is the log likelihood."""
+
+
+@contextmanager
+def pyro_runtime() -> Iterator[None]:
+    """Hold Pyro's runtime for a fit: parameters stay in their modules, checks stay off.
+
+    The global parameter store is neither read nor written, so two models whose parameters have the
+    same names never meet. Data was checked at the door, so distributions are not validated again.
+    """
+    with (
+        LOCK,
+        pyro.settings.context(module_local_params=True),
+        pyro.validation_enabled(False),
+    ):
+        yield
+
+
+class FlatParameters:
+    """The trainable parameters of a module as views of one vector.
+
+    An optimiser then takes one step on one tensor, however many layers there are; and a copy of
+    the vector is a copy of the model.
+
+    Args:
+        module: Its parameters are moved into the vector; they stay its own, of the same values.
+
+    Attributes:
+        vector: All parameters, shape (P,).
+        gradient: Their gradients, shape (P,), filled by ``backward``.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        if not parameters:
+            raise ValueError("model has no trainable parameters: there is nothing to fit.")
+        self.vector = torch.cat([p.detach().reshape(-1) for p in parameters])
+        self.gradient = torch.zeros_like(self.vector)
+        sizes = [p.numel() for p in parameters]
+        for p, value, slope in zip(
+            parameters, self.vector.split(sizes), self.gradient.split(sizes), strict=True
+        ):
+            p.data = value.view_as(p)
+            p.grad = slope.view_as(p)  # backward adds in place to a gradient that exists
+        self._parameters = parameters
+
+    @contextmanager
+    def holding(self, values: Tensor) -> Iterator[None]:
+        """Let the module have other values for a while, shape (P,)."""
+        own = self.vector.clone()
+        self.vector.copy_(values)
+        try:
+            yield
+        finally:
+            self.vector.copy_(own)
+
+    def release(self) -> None:
+        """Give each parameter a tensor of its own again, and drop the gradients."""
+        for p in self._parameters:
+            p.data = p.data.clone()
+            p.grad = None
+
+
+class Objective:
+    """Evaluate minus the ELBO a row, and its gradient, on a minibatch.
+
+    Args:
+        model: Pyro model, called as ``model(x, y, size=size, standard=True)``.
+        guide: Pyro guide of the same arguments.
+        size: Rows in the whole training set, to which minibatches are scaled.
+    """
+
+    def __init__(self, model: nn.Module, guide: Callable[..., Any], size: int) -> None:
+        self._elbo = Trace_ELBO()(model, guide)
+        self._size = size
+
+    def backward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Add the gradient to the parameters' ``grad`` and give the loss, a scalar tensor."""
+        loss = self._elbo(x, y, size=self._size, standard=True) / self._size
+        loss.backward()
+        return loss.detach()

@@ -1,0 +1,250 @@
+"""Maximum likelihood by stochastic variational inference with an empty guide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyralloy.checks import as_values, integer, paired, positive
+from pyralloy.inference.fit import Fit
+from pyralloy.inference.objective import FlatParameters, Objective, empty_guide, pyro_runtime
+from pyralloy.inference.training import Batches, Callback, Plan, train
+from pyralloy.initialise import place_components, redraw, spread_kinks
+from pyralloy.marginal import marginal_density
+from pyralloy.model import MDN
+from pyralloy.networks import MLP
+
+__all__ = ["fit"]
+
+#: Rows of an evaluation at once.
+CHUNK = 4096
+
+
+class Rows(NamedTuple):
+    """Inputs and targets of the same observations, in their own units."""
+
+    x: Tensor
+    y: Tensor
+
+
+def fit(
+    model: MDN,
+    x: Any,
+    y: Any,
+    *,
+    validation: float | tuple[Any, Any] | None = 0.1,
+    patience: int | None = None,
+    seed: int = 0,
+    learning_rate: float = 0.01,
+    batch_size: int = 128,
+    max_steps: int = 1500,
+    initialise: bool = True,
+    progress: bool = True,
+    callback: Callback | None = None,
+    device: torch.device | str | None = None,
+) -> Fit:
+    r"""Train a model by maximum likelihood, through Pyro's ELBO with an empty guide.
+
+    x and y are standardised with the training rows' means and deviations, the components are spread
+    over y, and Adam minimises the negative log likelihood on minibatches under a one-cycle schedule.
+    Of the weights seen, those best on the held-out rows are kept. Ctrl-C ends the fit at the next
+    step, with the best weights so far in the model.
+
+    Args:
+        model: Trained in place.
+        x: Inputs in their own units, shape (N, F), or (N,) for one feature: a tensor, an array or a
+            data frame of numbers.
+        y: Targets in their own units, shape (N,), or (N, D) for a head with ``targets=D``.
+        validation: What is held out to choose the weights: a fraction of the rows, a pair
+            ``(x, y)``, or None for nothing, when the last weights are kept.
+        patience: Evaluations without improvement (there are 100 in ``max_steps``) that end the fit;
+            None runs all steps. Needs held-out rows.
+        seed: Source of everything random: the rows held out, initial weights, order of batches.
+        learning_rate: Peak of the schedule.
+        batch_size: Rows a step; all of them, where there are no more.
+        max_steps: Steps of the schedule.
+        initialise: Whether to draw the weights anew from ``seed`` and spread components over y (the
+            weights of a trunk other than :class:`~pyralloy.networks.MLP` are left as they are);
+            False goes on from the weights the model has.
+        progress: Whether to show a bar with the held-out negative log density beside the marginal's.
+        callback: Called at each evaluation as ``callback(step, metrics)``, where ``metrics`` maps
+            ``"train"``, ``"validation"`` and ``"seconds"`` to floats; a true answer ends the fit.
+        device: Where to train; None stays where the model is.
+
+    Returns:
+        A :class:`~pyralloy.Fit`.
+
+    Raises:
+        TypeError: Strings, objects or complex numbers in x or y; an argument of the wrong type.
+        ValueError: NaN, infinity or no rows in x or y; lengths that differ; fewer than two rows to
+            train on; a y without spread; an argument out of range.
+        Diverged: The loss is no longer finite (a ``FloatingPointError``).
+
+    Example:
+        >>> import pyralloy as pa
+        >>> problem = pa.datasets.inverse_sinusoid(500, seed=0)
+        >>> model = pa.MDN(pa.networks.MLP(1, hidden=(32,)), pa.MixtureHead(32, components=8))
+        >>> result = fit(model, problem.x, problem.y, max_steps=200, progress=False)
+        >>> result.best_nll < result.marginal
+        True
+    """
+    if not isinstance(model, MDN):
+        raise TypeError(f"model={model!r}: give a pyralloy.MDN.")
+    seed, max_steps = integer("seed", seed, 0), integer("max_steps", max_steps)
+    plan = Plan(
+        learning_rate=positive("learning_rate", learning_rate),
+        batch_size=integer("batch_size", batch_size),
+        max_steps=max_steps,
+        every=max(1, max_steps // 100),
+        patience=None if patience is None else integer("patience", patience),
+        seed=seed,
+        progress=progress,
+        callback=callback,
+    )
+    if patience is not None and validation is None:
+        raise ValueError(f"patience={patience} needs held-out rows: set validation too.")
+    model.to(device)
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    trained, held_out = _split(_door(model, x, y), validation, model, generator)
+    _require_spread(trained.y)
+    return _fit(model, trained, held_out, plan, generator if initialise else None)
+
+
+def _fit(
+    model: MDN, rows: Rows, held_out: Rows | None, plan: Plan, generator: torch.Generator | None
+) -> Fit:
+    """Train on rows that were checked; ``generator`` is None where the weights stay."""
+    reference = rows if held_out is None else held_out
+    model.x_scaling.fit(rows.x)
+    model.y_scaling.fit(rows.y)
+    z, t = _standardised(model, rows)
+    if generator is not None:
+        _initialise(model, z, t, generator)
+    _require_one_density_a_row(model, z)
+    plan = replace(
+        plan,
+        offset=model.y_scaling.log_jacobian,
+        baseline=_mean_nll(marginal_density(rows.y).log_prob, reference.y),
+    )
+    batches = Batches((z, t), plan.batch_size, plan.seed)
+    checked = None if held_out is None else _standardised(model, held_out)
+
+    def evaluate() -> float:
+        model.eval()
+        nll = _mean_nll(lambda z, t: model.network(z).log_prob(t), *checked)
+        model.train()
+        return nll
+
+    with pyro_runtime():
+        model.train()
+        parameters = FlatParameters(model)
+        try:
+            objective = Objective(model, empty_guide, len(rows.x))
+            trace = train(
+                parameters, objective.backward, batches, plan, evaluate if checked else None
+            )
+        finally:
+            parameters.release()
+            model.eval()
+    return Fit(model, trace.history(), plan.baseline, trace.best_step, trace.interrupted)
+
+
+def _door(model: MDN, x: Any, y: Any) -> Rows:
+    """Check inputs and targets against each other and the model, and put them on its device."""
+    device = next(model.parameters()).device
+    x, y = as_values("x", x, device=device), as_values("y", y, device=device)
+    x = x[:, None] if x.ndim == 1 else x
+    paired(x, y)
+    targets = model.head.targets
+    wanted = (len(x),) if targets is None else (len(x), targets)
+    if y.shape != wanted:
+        raise ValueError(
+            f"y has shape {tuple(y.shape)} and the head, with targets={targets}, needs {wanted}: "
+            "reshape y, or make the head with targets=None for (N,) and targets=D for (N, D)."
+        )
+    trunk = model.trunk
+    if isinstance(trunk, MLP) and x.shape[1:] != (trunk.in_features,):
+        raise ValueError(
+            f"x has {tuple(x.shape[1:])} features a row and the trunk takes {trunk.in_features}: "
+            "make it with in_features=x.shape[1]."
+        )
+    return Rows(x, y)
+
+
+def _split(
+    rows: Rows,
+    validation: float | tuple[Any, Any] | None,
+    model: MDN,
+    generator: torch.Generator,
+) -> tuple[Rows, Rows | None]:
+    """Give the rows to train on and those held out."""
+    if validation is None:
+        return rows, None
+    if isinstance(validation, tuple):
+        if len(validation) != 2:  # noqa: PLR2004
+            raise ValueError(f"validation has {len(validation)} parts: give the pair (x, y).")
+        held_out = _door(model, *validation)
+        if held_out.x.shape[1:] != rows.x.shape[1:]:
+            raise ValueError(
+                f"validation x has {tuple(held_out.x.shape[1:])} features a row and x "
+                f"{tuple(rows.x.shape[1:])}: give the same columns."
+            )
+        return rows, held_out
+    fraction, count = positive("validation", validation, 1.0), len(rows.x)
+    held = max(1, round(fraction * count))
+    if count - held < 2:  # noqa: PLR2004
+        raise ValueError(
+            f"validation={validation!r} of {count} rows leaves {max(0, count - held)} to train on: "
+            "at least 2 are needed; give more rows, a smaller fraction, or validation=None."
+        )
+    order = torch.randperm(count, generator=generator).to(rows.x.device)
+    out, kept = order[:held], order[held:].sort().values
+    return Rows(rows.x[kept], rows.y[kept]), Rows(rows.x[out], rows.y[out])
+
+
+def _require_spread(y: Tensor) -> None:
+    if len(y) < 2:  # noqa: PLR2004
+        raise ValueError(f"y has {len(y)} row: at least 2 are needed to train on.")
+    flat = (y.amax(0) == y.amin(0)).reshape(-1)
+    if bool(flat.any()):
+        where = "y" if y.ndim == 1 else f"column {int(flat.nonzero()[0])} of y"
+        raise ValueError(
+            f"{where} is constant in the rows to train on: its density would be a point mass; "
+            "leave it out, or check that the right column was taken."
+        )
+
+
+def _initialise(model: MDN, z: Tensor, t: Tensor, generator: torch.Generator) -> None:
+    redraw(model.head, generator)
+    if isinstance(model.trunk, MLP):
+        redraw(model.trunk, generator)
+        spread_kinks(model.trunk, z, generator)
+    place_components(model.head, t, generator)
+
+
+def _require_one_density_a_row(model: MDN, z: Tensor) -> None:
+    """Run the network once, so that a trunk of the wrong shape fails before any work is done."""
+    with torch.no_grad():
+        shape = model.eval().network(z[:2]).batch_shape
+    if shape != (2,):
+        raise ValueError(
+            f"trunk gives densities of batch shape {tuple(shape)} for 2 rows of x: it must map "
+            "x (N, ...) to features (N, H)."
+        )
+
+
+def _standardised(model: MDN, rows: Rows) -> Rows:
+    dtype = next(model.parameters()).dtype
+    return Rows(model.x_scaling(rows.x, dtype), model.y_scaling(rows.y, dtype))
+
+
+@torch.no_grad()
+def _mean_nll(log_prob: Callable[..., Tensor], *tensors: Tensor) -> float:
+    """Average minus ``log_prob`` over rows, in chunks."""
+    parts = zip(*(t.split(CHUNK) for t in tensors), strict=True)
+    total = sum(float(log_prob(*part).sum(dtype=torch.float64)) for part in parts)
+    return -total / len(tensors[0])

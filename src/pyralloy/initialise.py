@@ -1,0 +1,99 @@
+"""Where training starts: components spread over y, first-layer kinks spread over x."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pyralloy.heads import MixtureHead
+from pyralloy.networks import MLP
+
+__all__ = ["place_components", "redraw", "spread_kinks"]
+
+#: Rows of y that are looked at; more would not move a quantile by much.
+MOST_ROWS = 10_000
+
+#: Factor on the first layer's weights; 1 bends too slowly for a wiggly density, 4 no better than 2.
+FIRST_GAIN = 2.0
+
+
+@torch.no_grad()
+def redraw(network: nn.Module, generator: torch.Generator) -> None:
+    """Draw the weights of every linear layer anew, uniformly within 1 / sqrt(fan-in).
+
+    Args:
+        network: Its ``nn.Linear`` layers are changed, in place.
+        generator: Source of randomness, so that torch's default one is left alone.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            bound = 1.0 / math.sqrt(layer.in_features)
+            for parameter in layer.parameters(recurse=False):
+                _fill_uniform(parameter, bound, generator)
+
+
+@torch.no_grad()
+def spread_kinks(trunk: MLP, x: Tensor, generator: torch.Generator) -> None:
+    """Let each unit of the first layer bend at a training row, and no unit bend where no data is.
+
+    Its weights are doubled too, so that a bend is about as wide as a fraction of x's spread.
+
+    Args:
+        trunk: Changed in place.
+        x: Standardised inputs, shape (N, F).
+        generator: Source of randomness.
+    """
+    first = next((m for m in trunk.modules() if isinstance(m, nn.Linear)), None)
+    if first is None:
+        return
+    rows = torch.randint(x.shape[0], (first.out_features,), generator=generator)
+    first.weight.mul_(FIRST_GAIN)
+    first.bias.copy_(-(first.weight * x[rows.to(x.device)]).sum(-1))
+
+
+@torch.no_grad()
+def place_components(head: MixtureHead, y: Tensor, generator: torch.Generator) -> None:
+    """Spread a head's components over the marginal distribution of y.
+
+    Args:
+        head: Changed in place.
+        y: Standardised targets, shape (N,) or (N, D).
+        generator: Source of randomness.
+    """
+    rows = torch.randperm(y.shape[0], generator=generator)[:MOST_ROWS].to(y.device)
+    y = y[rows]
+    count = head.components
+    if y.ndim == 1:
+        levels = (torch.arange(count, dtype=y.dtype, device=y.device) + 0.5) / count
+        loc = torch.quantile(y, levels)
+        scale = torch.full_like(loc, min(1.0, 3.4 / count))
+    else:
+        loc = _centres(y, count, generator)
+        nearest = torch.cdist(y, loc).amin(-1)
+        scale = (nearest.square().mean() / y.shape[-1]).sqrt().clamp(0.1, 1.0).expand(loc.shape)
+    head.place(loc, scale)
+
+
+def _centres(y: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Pick spread-out centres (K, D) by k-means++ and three rounds of Lloyd's algorithm."""
+    chosen = [int(torch.randint(y.shape[0], (), generator=generator))]
+    gap = (y - y[chosen[0]]).square().sum(-1)
+    for _ in range(1, count):
+        weights = gap.cpu() + torch.finfo(y.dtype).tiny
+        chosen.append(int(torch.multinomial(weights, 1, generator=generator)))
+        gap = torch.minimum(gap, (y - y[chosen[-1]]).square().sum(-1))
+    centres = y[chosen]
+    for _ in range(3):
+        owner = torch.cdist(y, centres).argmin(-1)
+        size = torch.bincount(owner, minlength=count)[:, None]
+        total = torch.zeros_like(centres).index_add_(0, owner, y)
+        centres = torch.where(size > 0, total / size.clamp_min(1), centres)
+    return centres
+
+
+def _fill_uniform(parameter: Tensor, bound: float, generator: torch.Generator) -> None:
+    """Fill from a CPU generator whatever the parameter's device, for the same numbers on each."""
+    drawn = torch.empty(parameter.shape, dtype=parameter.dtype)
+    parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))

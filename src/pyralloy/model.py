@@ -1,0 +1,115 @@
+"""MDN: a trunk and a mixture head as a Pyro generative model."""
+
+from __future__ import annotations
+
+import pyro
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyralloy.heads import MixtureHead
+from pyralloy.mixture import Mixture
+from pyralloy.scaling import Standardizer
+
+__all__ = ["MDN"]
+
+
+class MDN(PyroModule):
+    r"""Model y given x as a mixture whose parameters are a network's outputs.
+
+    .. math:: y_n \sim \sum_k w_k(x_n) \, f\bigl(\theta_k(x_n)\bigr), \qquad n = 1 \dots N
+
+    As a Pyro model it observes the site ``"y"`` in the plate ``"data"``, in y's own units, so that
+    Pyro's SVI, ``Predictive`` and ``poutine`` work on it as on any other. :func:`pyralloy.fit`
+    trains it, and sets its two :class:`~pyralloy.scaling.Standardizer` from the training rows.
+
+    Args:
+        trunk: Network from x (N, F) to features (N, H); any ``nn.Module``.
+        head: The :class:`~pyralloy.MixtureHead` on those features.
+
+    Attributes:
+        trunk, head: As given.
+        x_scaling, y_scaling: Standardisation of x and y; the identity before a fit.
+
+    Raises:
+        TypeError: ``trunk`` is no module or ``head`` no ``MixtureHead``.
+
+    References:
+        Bishop, C. M. (1994). Mixture density networks. Aston University, NCRG/94/004.
+
+    Example:
+        >>> from pyralloy.networks import MLP
+        >>> model = MDN(MLP(1, hidden=(16,)), MixtureHead(16, components=3))
+        >>> x = torch.linspace(-1.0, 1.0, 5)[:, None]
+        >>> model.density(x).batch_shape
+        torch.Size([5])
+        >>> trace = pyro.poutine.trace(model).get_trace(x, torch.zeros(5))
+        >>> bool(torch.isclose(trace.log_prob_sum(), model.density(x).log_prob(torch.zeros(5)).sum()))
+        True
+    """
+
+    def __init__(self, trunk: nn.Module, head: MixtureHead) -> None:
+        # Made under this setting, the module can keep its parameters to itself when it is trained.
+        with pyro.settings.context(module_local_params=True):
+            super().__init__()
+        if not isinstance(trunk, nn.Module):
+            raise TypeError(f"trunk={trunk!r}: give a torch.nn.Module from x to features.")
+        if not isinstance(head, MixtureHead):
+            raise TypeError(f"head={head!r}: give a pyralloy.MixtureHead.")
+        self.trunk, self.head = trunk, head
+        self.x_scaling, self.y_scaling = Standardizer(), Standardizer()
+
+    def network(self, z: Tensor) -> Mixture:
+        """Give the density of standardised y at standardised inputs ``z`` (N, F)."""
+        return self.head(self.trunk(z))
+
+    def density(self, x: Tensor) -> Mixture:
+        """Give the density of y at ``x``, in y's units and in float64, with gradients.
+
+        Args:
+            x: Inputs in their own units, shape (N, F); (N,) is taken as (N, 1).
+
+        Returns:
+            A ``Mixture`` of batch shape (N,).
+
+        Raises:
+            ValueError: The number of features is not that of the data the model was fitted on.
+        """
+        columns = self.x_scaling.shift.shape
+        if x.ndim == 1:
+            x = x[:, None]
+        if columns and x.shape[1:] != columns:
+            raise ValueError(
+                f"x has {tuple(x.shape[1:])} features a row and the model was fitted on "
+                f"{tuple(columns)}: give the same columns in the same order."
+            )
+        like = next(self.parameters())
+        z = self.x_scaling(x.to(like.device), like.dtype)
+        return self.y_scaling.undo(self.network(z))
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        size: int | None = None,
+        standard: bool = False,
+    ) -> Tensor:
+        """Run the generative model: sample y given x, or score it where it is observed.
+
+        Args:
+            x: Inputs, shape (N, F).
+            y: Observed targets, shape (N,) or (N, D); None samples them.
+            size: Rows in the whole data set, where ``x`` is a minibatch of it; the log likelihood
+                is scaled by size / N.
+            standard: Whether ``x`` and ``y`` are standardised already: what the density then is of.
+
+        Returns:
+            ``y``, sampled or as given.
+        """
+        # The network runs outside the plate: inside it, sampled weights would gain its dimension.
+        density = self.network(x) if standard else self.density(x)
+        rows = density.batch_shape[-1]
+        subsample = None if size is None else torch.arange(rows, device=x.device)
+        with pyro.plate("data", size or rows, subsample=subsample, dim=-1):
+            return pyro.sample("y", density, obs=y)
