@@ -41,9 +41,10 @@ def positive(name: str, value: Any, high: float = math.inf) -> float:
     bound = "" if math.isinf(high) else f" and at most {high:g}"
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}={value!r}: give a number above 0{bound}.")
-    if not (math.isfinite(value) and 0 < value <= high):
+    number = float(value)
+    if not (math.isfinite(number) and 0.0 < number <= high):
         raise ValueError(f"{name}={value!r}: give a finite number above 0{bound}.")
-    return float(value)
+    return number
 
 
 def as_values(name: str, values: Any, *, device: torch.device | None = None) -> Tensor:
@@ -107,12 +108,9 @@ def _from_array(name: str, values: Any) -> Tensor:
     except ValueError as error:
         raise ValueError(f"{name} is ragged: its rows differ in length ({error}).") from error
     if array.dtype.kind not in "biuf":
-        columns = getattr(values, "dtypes", None)
-        bad = (
-            [str(c) for c, d in columns.items() if getattr(d, "kind", "O") not in "biuf"]
-            if hasattr(columns, "items")
-            else []
-        )
+        kinds = getattr(values, "dtypes", None)  # of a data frame, by column
+        columns: dict[Any, Any] = {} if kinds is None else dict(kinds)
+        bad = [str(c) for c, kind in columns.items() if kind.kind not in "biuf"]
         where = f" (columns {bad})" if bad else ""
         raise TypeError(
             f"{name} has dtype {array.dtype}{where}: give numbers only; "

@@ -16,6 +16,8 @@ from pyralloy.numerics import soft_between, soft_between_inverse
 
 __all__ = [
     "FAMILIES",
+    "SCALE_CEILING",
+    "SCALE_FLOOR",
     "Family",
     "NormalFamily",
     "base_of",

@@ -7,7 +7,7 @@ from pyro import distributions as dist
 from torch import Tensor, nn
 
 from pyralloy.checks import integer, positive
-from pyralloy.families import FAMILIES, Family
+from pyralloy.families import FAMILIES, SCALE_CEILING, SCALE_FLOOR, Family
 from pyralloy.mixture import Mixture
 
 __all__ = ["MixtureHead"]
@@ -72,7 +72,7 @@ class MixtureHead(nn.Module):
         self.parameters_raw = nn.Linear(in_features, outputs)
 
     def forward(self, features: Tensor) -> Mixture:
-        """Map features (..., H) to a ``Mixture`` of batch shape (...) and event shape () or (D,)."""
+        """Map features (..., H) to a ``Mixture`` of batch shape (...), event shape () or (D,)."""
         raw = self.parameters_raw(features)
         raw = raw.unflatten(-1, (self.components, self.targets or 1, -1))  # (..., K, D, P)
         if self.constant_scale:
@@ -89,8 +89,24 @@ class MixtureHead(nn.Module):
 
         Args:
             loc: Shape (K,) or (K, D), in the units the head works in.
-            scale: Spread of each component, likewise.
+            scale: Spread of each component, likewise; between the head's floor and ceiling.
+
+        Raises:
+            ValueError: A shape other than these, or a scale out of reach.
         """
+        targets = () if self.targets is None else (self.targets,)
+        for name, values in (("loc", loc), ("scale", scale)):
+            if values.shape != (self.components, *targets):
+                raise ValueError(
+                    f"{name} has shape {tuple(values.shape)}: give {(self.components, *targets)}, "
+                    "one place a component."
+                )
+        low, high = SCALE_FLOOR * self.spread, SCALE_CEILING * self.spread
+        if not bool(((scale > low) & (scale < high)).all()):
+            raise ValueError(
+                f"scale runs from {float(scale.min()):g} to {float(scale.max()):g}: this head's "
+                f"scales lie between {low:g} and {high:g}, which its spread sets."
+            )
         shape = (self.components, self.targets or 1)
         raw = self.family.to_raw(loc.reshape(shape), scale.reshape(shape), self.spread)
         for layer in (self.weight_logits, self.parameters_raw):

@@ -30,8 +30,8 @@ def marginal_density(y: Tensor) -> Mixture:
         rows in the order of y, or for D > 1 in the order given, where there are more).
 
     References:
-        Silverman, B. W. (1986). Density Estimation for Statistics and Data Analysis. Chapman & Hall.
-        doi:10.1201/9781315140919
+        Silverman, B. W. (1986). Density Estimation for Statistics and Data Analysis. Chapman &
+        Hall. doi:10.1201/9781315140919
 
     Example:
         >>> density = marginal_density(torch.tensor([0.0, 1.0, 5.0]))

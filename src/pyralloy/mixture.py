@@ -132,14 +132,14 @@ class Mixture(dist.MixtureSameFamily):
             dist.Categorical(logits=logits, validate_args=False), components, validate_args=False
         )
 
-    # -- moments and functions ------------------------------------------------------------------------
+    # -- moments and functions --------------------------------------------------------------------
 
     @property
     def stddev(self) -> Tensor:
         """Standard deviation, shape (...) + event."""
         return self.variance.sqrt()
 
-    def cdf(self, y: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def cdf(self, y: Tensor) -> Tensor:
         r"""Evaluate :math:`F(y) = \sum_k w_k F_k(y)`.
 
         Args:
@@ -185,7 +185,7 @@ class Mixture(dist.MixtureSameFamily):
             )
         return self.icdf(u.reshape(u.shape + (1,) * len(self.batch_shape)))
 
-    def icdf(self, u: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def icdf(self, u: Tensor) -> Tensor:
         """Invert the cdf at ``u``, elementwise: the torch spelling of :meth:`quantile`.
 
         Gradients flow to the parameters and to ``u`` by the implicit function theorem.
@@ -194,7 +194,8 @@ class Mixture(dist.MixtureSameFamily):
             u: Probabilities in [0, 1], broadcastable with the batch shape.
 
         Returns:
-            Quantiles in y's units, of the broadcast shape; infinite at 0 and 1 where the support is.
+            Quantiles in y's units, of the broadcast shape; infinite at 0 and 1 where y is
+            unbounded.
 
         Raises:
             ValueError: ``u`` outside [0, 1], or a density of a vector.
@@ -326,7 +327,7 @@ class Mixture(dist.MixtureSameFamily):
             A ``Mixture`` of the same weights.
 
         Raises:
-            ValueError: A scale of zero, or one that is not finite.
+            ValueError: A scale of zero, a value that is not finite, or a shape that does not fit.
             TypeError: The components are no location-scale family.
 
         Example:
@@ -337,6 +338,13 @@ class Mixture(dist.MixtureSameFamily):
         """
         like = {"dtype": self.dtype, "device": self.logits.device}
         shift, scale = torch.as_tensor(shift, **like), torch.as_tensor(scale, **like)
+        rows = self.batch_shape + self.event_shape
+        for name, value in (("shift", shift), ("scale", scale)):
+            if not _broadcasts(value.shape, rows):
+                raise ValueError(
+                    f"{name} has shape {tuple(value.shape)}: give a number, or what broadcasts to "
+                    f"{tuple(rows)}, the shape of y."
+                )
         if not bool((scale.isfinite() & (scale != 0)).all() & shift.isfinite().all()):
             raise ValueError(
                 f"shift={shift}, scale={scale}: both must be finite and scale nonzero."
@@ -466,3 +474,9 @@ class Mixture(dist.MixtureSameFamily):
                 f"batch_shape {tuple(self.batch_shape)}; give one value a row, or (S, N) of them."
             ) from None
         return tensor
+
+
+def _broadcasts(shape: torch.Size, onto: torch.Size) -> bool:
+    """Tell whether ``shape`` broadcasts to ``onto`` without making it larger."""
+    pairs = zip(reversed(shape), reversed(onto), strict=False)
+    return len(shape) <= len(onto) and all(a in (1, b) for a, b in pairs)

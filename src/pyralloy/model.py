@@ -43,8 +43,9 @@ class MDN(PyroModule):
         >>> x = torch.linspace(-1.0, 1.0, 5)[:, None]
         >>> model.density(x).batch_shape
         torch.Size([5])
-        >>> trace = pyro.poutine.trace(model).get_trace(x, torch.zeros(5))
-        >>> bool(torch.isclose(trace.log_prob_sum(), model.density(x).log_prob(torch.zeros(5)).sum()))
+        >>> y = torch.zeros(5)
+        >>> trace = pyro.poutine.trace(model).get_trace(x, y)
+        >>> bool(torch.isclose(trace.log_prob_sum(), model.density(x).log_prob(y).sum()))
         True
     """
 

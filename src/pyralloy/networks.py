@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from pyralloy.checks import integer
+import itertools
 
 __all__ = ["ACTIVATIONS", "MLP"]
 
@@ -53,7 +54,7 @@ class MLP(nn.Module):
             raise TypeError(f"hidden={hidden!r}: give a sequence of layer widths, as (64, 64).")
         sizes = [integer("in_features", in_features), *(integer("hidden", h) for h in hidden)]
         layers: list[nn.Module] = []
-        for before, after in zip(sizes, sizes[1:], strict=False):
+        for before, after in itertools.pairwise(sizes):
             layers += [nn.Linear(before, after), activation()]
         self.layers = nn.Sequential(*layers)
         self.in_features = in_features

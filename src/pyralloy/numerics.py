@@ -91,8 +91,9 @@ def invert_monotone(
     """
     eps = torch.finfo(target.dtype).eps
     rows = torch.arange(target.shape[0], device=target.device)
-    solution = torch.where(target == target, low, target)  # a copy; NaN targets stay NaN
-    rows = rows[(high > low) & torch.isfinite(low) & torch.isfinite(high) & (target == target)]
+    known = ~target.isnan()
+    solution = torch.where(known, low, target)  # a copy; NaN targets stay NaN
+    rows = rows[(high > low) & torch.isfinite(low) & torch.isfinite(high) & known]
     a, b = low[rows], high[rows]
     goal = target[rows]
     fa, fb = function(a, rows) - goal, function(b, rows) - goal

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -54,6 +57,20 @@ class Standardizer(nn.Module):
     def undo(self, density: Mixture) -> Mixture:
         """Give a density of standardised values as one of the original values, in float64."""
         return density.to(torch.float64)._affine(self.shift, self.scale)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Standardizer:  # noqa: FBT001, FBT002
+        """Follow a module to another device, but stay float64 when it changes its dtype."""
+        exact = (self.shift, self.scale)
+        super()._apply(fn, recurse)
+        self.shift, self.scale = (v.to(self.shift.device) for v in exact)
+        return self
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        """Take the columns of the state, of which a fresh standardizer has none."""
+        for name in ("shift", "scale"):
+            if prefix + name in state_dict:
+                setattr(self, name, getattr(self, name).new_empty(state_dict[prefix + name].shape))
+        super()._load_from_state_dict(state_dict, prefix, *rest)  # pyright: ignore[reportArgumentType]
 
     @property
     def log_jacobian(self) -> float:

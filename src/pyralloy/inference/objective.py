@@ -63,17 +63,20 @@ class FlatParameters:
         ):
             p.data = value.view_as(p)
             p.grad = slope.view_as(p)  # backward adds in place to a gradient that exists
-        self._parameters = parameters
+        self._module, self._parameters = module, parameters
 
     @contextmanager
     def holding(self, values: Tensor) -> Iterator[None]:
-        """Let the module have other values for a while, shape (P,)."""
+        """Let the module be looked at with other values, shape (P,): no gradients, no dropout."""
         own = self.vector.clone()
         self.vector.copy_(values)
+        self._module.eval()
         try:
-            yield
+            with torch.no_grad():
+                yield
         finally:
             self.vector.copy_(own)
+            self._module.train()
 
     def release(self) -> None:
         """Give each parameter a tensor of its own again, and drop the gradients."""
@@ -92,7 +95,8 @@ class Objective:
     """
 
     def __init__(self, model: nn.Module, guide: Callable[..., Any], size: int) -> None:
-        self._elbo = Trace_ELBO()(model, guide)
+        # Pyro calls a guide of any kind, whatever its annotation says.
+        self._elbo = Trace_ELBO()(model, guide)  # pyright: ignore[reportArgumentType]
         self._size = size
 
     def backward(self, x: Tensor, y: Tensor) -> Tensor:

@@ -49,10 +49,10 @@ def fit(
 ) -> Fit:
     r"""Train a model by maximum likelihood, through Pyro's ELBO with an empty guide.
 
-    x and y are standardised with the training rows' means and deviations, the components are spread
-    over y, and Adam minimises the negative log likelihood on minibatches under a one-cycle schedule.
-    Of the weights seen, those best on the held-out rows are kept. Ctrl-C ends the fit at the next
-    step, with the best weights so far in the model.
+    x and y are standardised with the training rows' means and deviations, the components are
+    spread over y, and Adam minimises the negative log likelihood on minibatches under a one-cycle
+    schedule. Of the weights seen, averaged over a few dozen steps, those best on the held-out rows
+    are kept. Ctrl-C ends the fit at the next step, with the best weights so far in the model.
 
     Args:
         model: Trained in place.
@@ -70,7 +70,8 @@ def fit(
         initialise: Whether to draw the weights anew from ``seed`` and spread components over y (the
             weights of a trunk other than :class:`~pyralloy.networks.MLP` are left as they are);
             False goes on from the weights the model has.
-        progress: Whether to show a bar with the held-out negative log density beside the marginal's.
+        progress: Whether to show a bar, with the held-out negative log density beside that of the
+            marginal density of y.
         callback: Called at each evaluation as ``callback(step, metrics)``, where ``metrics`` maps
             ``"train"``, ``"validation"`` and ``"seconds"`` to floats; a true answer ends the fit.
         device: Where to train; None stays where the model is.
@@ -131,22 +132,14 @@ def _fit(
         baseline=_mean_nll(marginal_density(rows.y).log_prob, reference.y),
     )
     batches = Batches((z, t), plan.batch_size, plan.seed)
-    checked = None if held_out is None else _standardised(model, held_out)
-
-    def evaluate() -> float:
-        model.eval()
-        nll = _mean_nll(lambda z, t: model.network(z).log_prob(t), *checked)
-        model.train()
-        return nll
+    evaluate = None if held_out is None else _evaluation(model, _standardised(model, held_out))
 
     with pyro_runtime():
         model.train()
         parameters = FlatParameters(model)
         try:
             objective = Objective(model, empty_guide, len(rows.x))
-            trace = train(
-                parameters, objective.backward, batches, plan, evaluate if checked else None
-            )
+            trace = train(parameters, objective.backward, batches, plan, evaluate)
         finally:
             parameters.release()
             model.eval()
@@ -185,7 +178,7 @@ def _split(
     if validation is None:
         return rows, None
     if isinstance(validation, tuple):
-        if len(validation) != 2:  # noqa: PLR2004
+        if len(validation) != 2:
             raise ValueError(f"validation has {len(validation)} parts: give the pair (x, y).")
         held_out = _door(model, *validation)
         if held_out.x.shape[1:] != rows.x.shape[1:]:
@@ -196,7 +189,7 @@ def _split(
         return rows, held_out
     fraction, count = positive("validation", validation, 1.0), len(rows.x)
     held = max(1, round(fraction * count))
-    if count - held < 2:  # noqa: PLR2004
+    if count - held < 2:
         raise ValueError(
             f"validation={validation!r} of {count} rows leaves {max(0, count - held)} to train on: "
             "at least 2 are needed; give more rows, a smaller fraction, or validation=None."
@@ -207,7 +200,7 @@ def _split(
 
 
 def _require_spread(y: Tensor) -> None:
-    if len(y) < 2:  # noqa: PLR2004
+    if len(y) < 2:
         raise ValueError(f"y has {len(y)} row: at least 2 are needed to train on.")
     flat = (y.amax(0) == y.amin(0)).reshape(-1)
     if bool(flat.any()):
@@ -240,6 +233,11 @@ def _require_one_density_a_row(model: MDN, z: Tensor) -> None:
 def _standardised(model: MDN, rows: Rows) -> Rows:
     dtype = next(model.parameters()).dtype
     return Rows(model.x_scaling(rows.x, dtype), model.y_scaling(rows.y, dtype))
+
+
+def _evaluation(model: MDN, rows: Rows) -> Callable[[], float]:
+    """Make the held-out loss: of standardised rows, through the plain network."""
+    return lambda: _mean_nll(lambda z, t: model.network(z).log_prob(t), *rows)
 
 
 @torch.no_grad()

@@ -79,8 +79,9 @@ class Trace:
 class Batches:
     """An endless stream of shuffled rows, cut into batches of one size.
 
-    Every row is used equally often, and the batch of a step depends on the seed and the step alone,
-    so that a fit can be resumed at any of them. Rows are gathered once an epoch; a batch is a slice.
+    Every row is used equally often, and the batch of a step depends on the seed and the step
+    alone, so that a fit can be resumed at any of them. Rows are gathered once an epoch; a batch is
+    a slice.
 
     Args:
         tensors: Of equal length N, on the device where training runs.
@@ -226,10 +227,11 @@ def train(
             if stop.requested:
                 trace.interrupted = step < plan.max_steps
                 break
-            with parameters.holding(average):
-                finished = plan.callback is not None and plan.callback(step, _metrics(trace))
-            if finished:
-                break
+            if plan.callback is not None:
+                with parameters.holding(average):
+                    finished = plan.callback(step, _metrics(trace))
+                if finished:
+                    break
             idle = (step - trace.best_step) // plan.every
             if evaluate is not None and plan.patience is not None and idle >= plan.patience:
                 break
@@ -266,7 +268,7 @@ def _interrupts() -> Iterator[_Stop]:
         return
     before = signal.getsignal(signal.SIGINT)
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def note(_number: int, _frame: FrameType | None) -> None:
         stop.requested = True
         signal.signal(signal.SIGINT, before)
 

@@ -1,0 +1,220 @@
+"""MDNRegressor: the scikit-learn face."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from pyralloy.checks import as_values, integer
+from pyralloy.families import FAMILIES
+from pyralloy.heads import MixtureHead
+from pyralloy.inference.fit import Fit
+from pyralloy.inference.svi import fit
+from pyralloy.mixture import Mixture
+from pyralloy.model import MDN
+from pyralloy.networks import ACTIVATIONS, MLP
+
+__all__ = ["MDNRegressor"]
+
+
+class MDNRegressor(RegressorMixin, BaseEstimator):
+    """Regress a whole distribution of y on X, in scikit-learn's manner.
+
+    Args:
+        components: Number of components K of the mixture.
+        hidden: Widths of the hidden layers.
+        activation: ``"silu"``, ``"relu"``, ``"tanh"``, ``"gelu"``, ``"elu"`` or ``"mish"``.
+        family: Kind of component: ``"normal"``.
+        learning_rate: Peak of the one-cycle schedule.
+        batch_size: Rows a step.
+        max_steps: Steps of the schedule.
+        validation: Fraction of the rows held out to choose the weights, a pair ``(X, y)``, or None.
+        patience: Evaluations without improvement (of 100) that end the fit; None runs all steps.
+        device: Where to train and predict, for instance ``"cuda"``; None is the CPU.
+        progress: Whether to show a progress bar.
+        random_state: Seed: an int, a ``numpy.random.RandomState``, or None for fresh randomness.
+
+    Attributes:
+        fit_: The :class:`~pyralloy.Fit`.
+        n_features_in_: Number of features F seen in ``fit``.
+        feature_names_in_: Their names, where X was a data frame.
+
+    References:
+        Bishop, C. M. (1994). Mixture density networks. Aston University, NCRG/94/004.
+
+    Example:
+        >>> from pyralloy import datasets
+        >>> problem = datasets.inverse_sinusoid(500, seed=0)
+        >>> X, y = problem.x.numpy(), problem.y.numpy()
+        >>> mdn = MDNRegressor(components=5, max_steps=200, random_state=0).fit(X, y)
+        >>> mdn.predict_quantile(X[:4], [0.05, 0.5, 0.95]).shape
+        (3, 4)
+        >>> mdn.predict_density(X[:4]).num_components
+        5
+    """
+
+    def __init__(
+        self,
+        components: int = 10,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "silu",
+        *,
+        family: str = "normal",
+        learning_rate: float = 0.01,
+        batch_size: int = 128,
+        max_steps: int = 1500,
+        validation: float | tuple[Any, Any] | None = 0.1,
+        patience: int | None = None,
+        device: str | torch.device | None = None,
+        progress: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.components = components
+        self.hidden = hidden
+        self.activation = activation
+        self.family = family
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.max_steps = max_steps
+        self.validation = validation
+        self.patience = patience
+        self.device = device
+        self.progress = progress
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any) -> MDNRegressor:
+        """Fit to data.
+
+        Args:
+            X: Inputs, shape (N, F): array, tensor or data frame of numbers.
+            y: Targets, shape (N,), or (N, D) for D dependent targets.
+
+        Returns:
+            The regressor itself.
+
+        Raises:
+            TypeError: An argument of the wrong type; strings in y.
+            ValueError: NaN, infinity or no rows; lengths that differ; constant y; an argument out
+                of range.
+        """
+        targets = as_values("y", y)
+        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
+        if targets.ndim > 2:
+            raise ValueError(f"y has shape {tuple(targets.shape)}: give (N,) or (N, D).")
+        seed = self._seed()
+        model = self._model(X.shape[1], targets.shape[1] if targets.ndim > 1 else None, seed)
+        self.fit_: Fit = fit(
+            model,
+            X,
+            targets,
+            validation=self.validation,
+            patience=self.patience,
+            seed=seed,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            max_steps=self.max_steps,
+            progress=self.progress,
+            device=self.device,
+        )
+        return self
+
+    def predict(self, X: Any) -> NDArray[np.float64]:
+        """Give the conditional mean of y, shape (N,) or (N, D), in y's units.
+
+        Where y has several branches the mean lies between them, and y may never be there: ask
+        :meth:`predict_density` for its modes and quantiles then.
+        """
+        return self.predict_density(X).mean.cpu().numpy()
+
+    def predict_density(self, X: Any) -> Mixture:
+        """Give the conditional density of y.
+
+        Args:
+            X: Inputs, shape (N, F), with the columns that ``fit`` saw.
+
+        Returns:
+            A :class:`~pyralloy.Mixture` of batch shape (N,).
+
+        Raises:
+            NotFittedError: ``fit`` has not been called.
+            ValueError: NaN or infinity, or columns other than ``fit`` saw.
+        """
+        check_is_fitted(self, "fit_")
+        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        return self.fit_.density(X)
+
+    def predict_quantile(
+        self,
+        X: Any,
+        levels: float | Sequence[float],
+    ) -> NDArray[np.float64]:
+        """Give quantiles of y, of each target by itself where there are several.
+
+        Args:
+            X: Inputs, shape (N, F).
+            levels: One probability in (0, 1), or Q of them.
+
+        Returns:
+            Shape (Q, N), or (Q, N, D) for D targets; without the first dimension for one level.
+        """
+        density = self.predict_density(X)
+        if not density.event_shape:
+            return density.quantile(levels).cpu().numpy()
+        each = [density.marginal(d).quantile(levels) for d in range(density.event_shape[0])]
+        return torch.stack(each, -1).cpu().numpy()
+
+    def sample(self, X: Any, draws: int = 1) -> NDArray[np.float64]:
+        """Draw from the conditional density of y, shape (draws, N) or (draws, N, D).
+
+        With an integer ``random_state`` the same call gives the same draws.
+        """
+        density = self.predict_density(X)
+        generator = torch.Generator(density.logits.device).manual_seed(self._seed())
+        return density.sample((integer("draws", draws),), generator=generator).cpu().numpy()
+
+    def log_score(self, X: Any, y: Any) -> float:
+        """Give the mean negative log density of ``y``, in nats in y's units: smaller is better.
+
+        Args:
+            X: Inputs, shape (N, F).
+            y: Observed targets, shape (N,) or (N, D).
+
+        Raises:
+            ValueError: ``y`` is not of the shape that ``X`` predicts.
+        """
+        density = self.predict_density(X)
+        observed = as_values("y", y, device=density.logits.device)
+        wanted = density.batch_shape + density.event_shape
+        if observed.shape != wanted:
+            raise ValueError(
+                f"y has shape {tuple(observed.shape)} and X predicts {tuple(wanted)}: "
+                "give the targets of the same rows."
+            )
+        return -float(density.log_prob(observed).mean())
+
+    def _model(self, features: int, targets: int | None, seed: int) -> MDN:
+        for name, value, known in (
+            ("activation", self.activation, ACTIVATIONS),
+            ("family", self.family, FAMILIES),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}={value!r} is unknown: choose one of {sorted(known)}.")
+        hidden = self.hidden
+        if isinstance(hidden, np.ndarray | list):
+            hidden = tuple(hidden)
+        # Layers draw their first weights from torch's default generator, which is put back.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            trunk = MLP(features, hidden, ACTIVATIONS[self.activation])
+            head = MixtureHead(trunk.out_features, self.components, targets, family=self.family)
+            return MDN(trunk, head)
+
+    def _seed(self) -> int:
+        return int(check_random_state(self.random_state).randint(2**31 - 1))
