@@ -34,7 +34,7 @@ def weights(fit):
     return torch.cat([p.detach().flatten() for p in fit.model.parameters()])
 
 
-# -- reproducible and isolated ------------------------------------------------------------------------
+# -- reproducible and isolated --------------------------------------------------------------------
 
 
 def test_the_same_seed_gives_the_same_weights_bit_for_bit():
@@ -98,7 +98,7 @@ def test_parameters_belong_to_the_model_again_after_a_fit():
     assert not model.training
 
 
-# -- what a fit is ----------------------------------------------------------------------------------
+# -- what a fit is --------------------------------------------------------------------------------
 
 
 def test_history_holds_negative_log_densities_in_the_units_of_y():
@@ -208,7 +208,7 @@ def test_going_on_from_the_weights_there_are():
     assert abs(run(model=model, max_steps=1, learning_rate=1e-9).best_nll - first.best_nll) > 0.1
 
 
-# -- interrupts ---------------------------------------------------------------------------------------
+# -- interrupts -----------------------------------------------------------------------------------
 
 
 def test_ctrl_c_leaves_a_usable_model_marked_interrupted():
@@ -249,7 +249,7 @@ def test_a_loss_that_is_not_finite_is_named_and_the_weights_stay_finite():
     assert bool(model.density(PROBLEM.x).mean.isfinite().all())
 
 
-# -- bad input ------------------------------------------------------------------------------------------
+# -- bad input ------------------------------------------------------------------------------------
 
 X, Y = PROBLEM.x.numpy(), PROBLEM.y.numpy()
 
@@ -378,7 +378,7 @@ def test_any_units_will_do(scale):
     assert math.isclose(fit.best_nll - plain.best_nll, math.log(scale), abs_tol=1e-2)
 
 
-# -- parts of the loop ------------------------------------------------------------------------------------
+# -- parts of the loop ----------------------------------------------------------------------------
 
 
 def test_adam_is_torchs_adam():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
 from pyralloy.checks import integer
-import itertools
 
 __all__ = ["ACTIVATIONS", "MLP"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ class Standardizer(nn.Module):
         super().__init__()
         self.register_buffer("shift", torch.zeros((), dtype=torch.float64))
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+        self.register_load_state_dict_pre_hook(_take_columns)
 
     def fit(self, values: Tensor) -> Standardizer:
         """Set shift and scale from ``values`` (N, ...), column by column; returns itself."""
@@ -58,19 +59,12 @@ class Standardizer(nn.Module):
         """Give a density of standardised values as one of the original values, in float64."""
         return density.to(torch.float64)._affine(self.shift, self.scale)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Standardizer:  # noqa: FBT001, FBT002
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002
         """Follow a module to another device, but stay float64 when it changes its dtype."""
         exact = (self.shift, self.scale)
         super()._apply(fn, recurse)
         self.shift, self.scale = (v.to(self.shift.device) for v in exact)
         return self
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        """Take the columns of the state, of which a fresh standardizer has none."""
-        for name in ("shift", "scale"):
-            if prefix + name in state_dict:
-                setattr(self, name, getattr(self, name).new_empty(state_dict[prefix + name].shape))
-        super()._load_from_state_dict(state_dict, prefix, *rest)  # pyright: ignore[reportArgumentType]
 
     @property
     def log_jacobian(self) -> float:
@@ -79,3 +73,12 @@ class Standardizer(nn.Module):
         The sum over columns of the log of the scale.
         """
         return float(self.scale.log().sum())
+
+
+def _take_columns(
+    module: Standardizer, state: Mapping[str, Tensor], prefix: str, *_rest: Any
+) -> None:
+    """Make room for the columns of a state to be loaded: a fresh standardizer has none."""
+    for name in ("shift", "scale"):
+        if prefix + name in state:
+            setattr(module, name, getattr(module, name).new_empty(state[prefix + name].shape))

@@ -78,6 +78,14 @@ class FlatParameters:
             self.vector.copy_(own)
             self._module.train()
 
+    @contextmanager
+    def ending_with(self, values: Tensor) -> Iterator[None]:
+        """Put ``values``, shape (P,), into the module at the end, whatever ends it."""
+        try:
+            yield
+        finally:
+            self.vector.copy_(values)
+
     def release(self) -> None:
         """Give each parameter a tensor of its own again, and drop the gradients."""
         for p in self._parameters:

@@ -199,11 +199,10 @@ def train(
     adam, trace = Adam(parameters.vector), Trace()
     kept, average = parameters.vector.clone(), parameters.vector.clone()
     start, total, counted = time.perf_counter(), 0.0, 0
-    with _interrupts() as stop, _bar(plan) as bar:
+    with _interrupts() as stop, _bar(plan) as bar, parameters.ending_with(kept):
         for step in range(1, plan.max_steps + 1):
             loss = float(backward(*batches.at(step - 1)))
             if not math.isfinite(loss):
-                parameters.vector.copy_(kept)
                 raise _diverged(step, trace.best_step, loss)
             rate = plan.learning_rate * one_cycle(step - 1, plan.max_steps)
             adam.step(parameters.gradient, rate)
@@ -214,7 +213,6 @@ def train(
                 continue
             train_loss, total, counted = total / counted, 0.0, 0
             if not math.isfinite(float(average.sum())):
-                parameters.vector.copy_(kept)
                 raise _diverged(step, trace.best_step, math.nan)
             with parameters.holding(average):
                 held_out = math.nan if evaluate is None else evaluate()
@@ -235,7 +233,6 @@ def train(
             idle = (step - trace.best_step) // plan.every
             if evaluate is not None and plan.patience is not None and idle >= plan.patience:
                 break
-    parameters.vector.copy_(kept)
     return trace
 
 

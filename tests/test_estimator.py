@@ -1,0 +1,143 @@
+"""The scikit-learn face: shapes, frames, reproducibility, and clear refusals."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+import pyralloy as pa
+
+PROBLEM = pa.datasets.inverse_sinusoid(400, seed=0)
+X, Y = PROBLEM.x.numpy(), PROBLEM.y.numpy()
+
+
+def make(**options):
+    options = {"components": 5, "hidden": (16,), "max_steps": 100, "random_state": 0} | options
+    return pa.MDNRegressor(**options)
+
+
+def test_every_answer_comes_from_the_one_density():
+    mdn = make().fit(X, Y)
+    density = mdn.predict_density(X[:9])
+    assert np.allclose(mdn.predict(X[:9]), density.mean)
+    assert np.allclose(mdn.predict_quantile(X[:9], [0.1, 0.9]), density.quantile([0.1, 0.9]))
+    assert mdn.predict_quantile(X[:9], 0.5).shape == (9,)
+    expected = -float(mdn.predict_density(X).log_prob(torch.as_tensor(Y)).mean())
+    assert math.isclose(mdn.log_score(X, Y), expected, rel_tol=1e-12)
+    residual = ((Y - mdn.predict(X)) ** 2).mean()
+    assert math.isclose(mdn.score(X, Y), 1 - residual / Y.var(), rel_tol=1e-5)
+    assert mdn.log_score(X, Y) < mdn.fit_.marginal
+
+
+def test_samples_follow_the_density():
+    mdn = make().fit(X, Y)
+    drawn = mdn.sample(X[:5], 4000)
+    density = mdn.predict_density(X[:5])
+    assert drawn.shape == (4000, 5)
+    error = density.stddev.numpy() / 4000**0.5
+    assert bool((np.abs(drawn.mean(0) - density.mean.numpy()) < 5 * error).all())
+    assert np.array_equal(drawn, mdn.sample(X[:5], 4000))
+
+
+def test_several_targets_are_one_joint_density():
+    y = np.stack([Y, -2 * Y, Y + 1], 1)
+    mdn = make().fit(X, y)
+    density = mdn.predict_density(X[:4])
+    assert density.batch_shape == (4,) and density.event_shape == (3,)
+    assert mdn.predict(X[:4]).shape == (4, 3)
+    assert mdn.predict_quantile(X[:4], [0.1, 0.5]).shape == (2, 4, 3)
+    assert mdn.predict_quantile(X[:4], 0.5).shape == (4, 3)
+    assert mdn.sample(X[:4], 7).shape == (7, 4, 3)
+    second = density.marginal(1).quantile(0.5)
+    assert np.allclose(mdn.predict_quantile(X[:4], 0.5)[:, 1], second)
+    assert math.isfinite(mdn.log_score(X, y))
+
+
+def test_the_same_random_state_gives_the_same_predictions_and_leaves_torchs_alone():
+    state = torch.get_rng_state()
+    first, second = make().fit(X, Y).predict(X), make().fit(X, Y).predict(X)
+    assert np.array_equal(first, second)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not np.array_equal(first, make(random_state=1).fit(X, Y).predict(X))
+    assert make(random_state=None).fit(X, Y).predict(X).shape == (400,)
+    assert make(random_state=np.random.RandomState(0)).fit(X, Y).predict(X).shape == (400,)
+
+
+def test_data_frames_are_remembered_by_their_columns():
+    frame = pd.DataFrame({"a": X[:, 0], "b": np.arange(400) % 7})
+    mdn = make().fit(frame, pd.Series(Y))
+    assert mdn.n_features_in_ == 2 and list(mdn.feature_names_in_) == ["a", "b"]
+    assert np.allclose(mdn.predict(frame), mdn.fit_.density(frame).mean)
+    with pytest.raises(ValueError, match="feature names"):
+        mdn.predict(frame.rename(columns={"a": "c"}))
+
+
+def test_a_clone_is_unfitted_with_the_same_parameters():
+    mdn = make().fit(X, Y)
+    copy = clone(mdn)
+    assert copy.get_params() == mdn.get_params()
+    with pytest.raises(NotFittedError):
+        copy.predict(X)
+
+
+@pytest.mark.parametrize("method", ["predict", "predict_density", "sample"])
+def test_nothing_is_predicted_before_a_fit(method):
+    with pytest.raises(NotFittedError):
+        getattr(make(), method)(X)
+
+
+BAD_OPTIONS = [
+    *(
+        (name, value)
+        for name in ("components", "batch_size", "max_steps", "patience")
+        for value in (0, -1, 1.5, "5", True)
+    ),
+    *(("hidden", value) for value in ((0,), (-4,), (1.5,), ("64",), 64, "64")),
+    *((name, value) for name in ("activation", "family") for value in ("nope", None, 3)),
+    *(("learning_rate", value) for value in (0.0, -1.0, math.nan, "0.1")),
+    *(("validation", value) for value in (0.0, 1.0, -0.5, "0.1", (X,))),
+    ("random_state", "zero"),
+    ("random_state", -1),
+]
+
+
+@pytest.mark.parametrize(("option", "value"), BAD_OPTIONS, ids=str)
+def test_options_out_of_range_are_refused_by_name_or_value(option, value):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        make(**{option: value}).fit(X, Y)
+    known = [option, "seed", "zero"] if option == "random_state" else [option]
+    assert any(name in str(caught.value) for name in known)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (np.where(X == X[3], np.nan, X), Y, "NaN"),
+        (np.where(X == X[3], np.inf, X), Y, "infinity"),
+        (X, np.where(Y == Y[3], np.nan, Y), "y holds NaN or infinity"),
+        (X[:0], Y[:0], "y is empty"),
+        (X[:9], Y, "rows"),
+        (X, np.zeros(400), "y is constant"),
+        (X, Y.astype(str), "y has dtype"),
+        (X[:1], Y[:1], "minimum of 2"),
+        (X[:, 0], Y, "2D array"),
+        (X, np.zeros((400, 2, 2)), "y has shape"),
+    ],
+)
+def test_bad_data_is_refused(x, y, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make().fit(x, y)
+
+
+def test_rows_of_another_width_are_refused():
+    mdn = make(max_steps=2).fit(X, Y)
+    with pytest.raises(ValueError, match="2 features"):
+        mdn.predict(np.hstack([X, X]))
+    with pytest.raises(ValueError, match="y has shape"):
+        mdn.log_score(X, Y[:7])
+    with pytest.raises((TypeError, ValueError), match="draws"):
+        mdn.sample(X, 0)
