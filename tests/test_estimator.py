@@ -109,8 +109,7 @@ BAD_OPTIONS = [
 def test_options_out_of_range_are_refused_by_name_or_value(option, value):
     with pytest.raises((TypeError, ValueError)) as caught:
         make(**{option: value}).fit(X, Y)
-    known = [option, "seed", "zero"] if option == "random_state" else [option]
-    assert any(name in str(caught.value) for name in known)
+    assert option in str(caught.value)
 
 
 @pytest.mark.parametrize(

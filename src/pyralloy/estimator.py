@@ -217,4 +217,10 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             return MDN(trunk, head)
 
     def _seed(self) -> int:
-        return int(check_random_state(self.random_state).randint(2**31 - 1))
+        try:
+            return int(check_random_state(self.random_state).randint(2**31 - 1))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"random_state={self.random_state!r}: give an integer of 0 or more, a "
+                "numpy.random.RandomState, or None."
+            ) from error
