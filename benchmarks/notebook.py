@@ -6,10 +6,11 @@ The problem: y ~ U(-10.5, 10.5), x = 7 sin(0.75 y) + 0.5 y + N(0, 1), 2,500 rows
     python benchmarks/notebook.py --steps 2000   the same against a tenth of the notebook's steps
     python benchmarks/notebook.py --reference    ten seeds of the defaults, beside their bounds
 
-The notebook's recipe: a hidden layer of 100 units (torch's default initialisation), 20 components,
+The notebook's recipe: a hidden layer of 100 ReLU (torch's default initialisation), 20 components,
 scales exp(raw), x and y unscaled, loss -mean log(1e-3 + p), 20,000 full-batch Adam steps at 1e-5.
-Units are tanh, the stronger rival: ReLU (`--activation ReLU`) tends to end in NaN. Its control: the
-same at 1e-3. Where a NaN ends either, the last finite value counts. Ours: `pa.fit` with its
+Its control: the same at 1e-3. Where a NaN ends either, the last finite value counts. The notebook's
+best runs end at 2.009, others higher: ours is timed to 2.009 or to the run's own end, whichever is
+lower. With `--activation Tanh` the recipe ends lower still, at about 1.62. Ours: `pa.fit` with its
 defaults on 2 x 64 SiLU units with 20 components; 10 % of the rows are held out of training.
 
 Held-out NLL is that of the true density, in nats, on 100,000 fresh rows. Times are CPU seconds of
@@ -33,6 +34,8 @@ from torch import nn
 import pyralloy as pa
 
 ROWS, FRESH, COMPONENTS, CHUNKS = 2500, 100_000, 20, 20
+#: Held-out NLL at the end of the notebook's best runs.
+PUBLISHED = 2.009
 #: Bounds on (median, worst) held-out NLL over ten seeds.
 BOUNDS = {"defaults": (1.332, 1.345), "1 x 100 ReLU, K = 20": (1.345, 1.360)}
 
@@ -121,11 +124,12 @@ def claim(seed, steps, repeats, activation):
     fresh = pa.datasets.inverse_sinusoid(FRESH, seed=seed + 1_000_000)
     time_ours(pa.datasets.sinusoid(500, seed=1), seed, step=30)  # the warm-up
     own, target, trace, control_passed = run_notebooks(problem, fresh, steps, seed, activation)
+    ended, target = target, min(target, PUBLISHED)
     step, final = find_step(problem, fresh, target, seed)
     finite = [math.nan, *(nll for _, nll in trace if math.isfinite(nll))]
     died = ", then NaN" if len(finite) <= len(trace) else ""
     rows = {
-        f"notebook, {steps} steps at 1e-5": (target, own.seconds),
+        f"notebook, {steps} steps at 1e-5": (ended, own.seconds),
         f"its control at 1e-3{died}": (finite[-1], trace[-1][0]),
         "pyralloy, whole fit": (final, time_ours(problem, seed)),
     }
@@ -142,7 +146,7 @@ def claim(seed, steps, repeats, activation):
         again.advance(chunk)
         spent.append(time_ours(problem, seed, step))
         ratios.append((again.seconds - own.seconds) / chunk * steps / spent[-1])
-    print(f"\nto {target:.4f}: CPU s, median (range) of {repeats}")
+    print(f"\nto {target:.4f} or its end: CPU s, median (range) of {repeats}")
     print(f"{'notebook':34}{own.seconds:10.3f}\n{'its control':34}{control_passed:10.3f}")
     cold = [time_cold(seed, step) for _ in range(3)]
     names = (f"pyralloy, {step} steps", "pyralloy, cold", "ratio, notebook / pyralloy")
@@ -179,7 +183,7 @@ def main():
     parser.add_argument("--steps", type=int, default=20_000, help="steps of the notebook's recipe")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 0, and 0 to 9 as reference")
     parser.add_argument("--repeats", type=int, default=7, help="timed fits of ours")
-    parser.add_argument("--activation", choices=("Tanh", "ReLU"), default="Tanh")
+    parser.add_argument("--activation", choices=("Tanh", "ReLU"), default="ReLU")
     parser.add_argument("--reference", action="store_true", help="ten seeds beside their bounds")
     parser.add_argument("--cold", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -26,8 +26,9 @@ __all__ = [
     "map_parameters",
 ]
 
-#: Smallest and largest scale of a component, relative to the spread of y.
-SCALE_FLOOR, SCALE_CEILING = 1e-3, 1e2
+#: Soft bounds on the scale of a component, relative to the spread of y. A finer floor lets
+#: components collapse on single rows of a small or rounded data set.
+SCALE_FLOOR, SCALE_CEILING = 1e-2, 1e2
 
 
 class Family(ABC):
@@ -78,8 +79,16 @@ class Family(ABC):
             "distribution of the same kind; transform y before fitting instead."
         )
 
-    def crps(self, weights: Tensor, component: Any, y: Tensor) -> Tensor:
-        """Evaluate the mixture's CRPS at ``y`` (...), from weights and components (..., K).
+    def distance(self, component: Any, y: Tensor) -> Tensor:
+        """Evaluate :math:`E|Y - y|` for each component, the first half of the CRPS.
+
+        Raises:
+            TypeError: No closed form is known.
+        """
+        raise TypeError(f"family {self.name!r} has no closed-form CRPS.")
+
+    def dispersion(self, weights: Tensor, component: Any) -> Tensor:
+        r"""Evaluate :math:`\tfrac12 E|Y - Y'|` of the mixture (..., K), the other half of the CRPS.
 
         Raises:
             TypeError: No closed form is known.
@@ -88,7 +97,7 @@ class Family(ABC):
 
 
 class NormalFamily(Family):
-    """Normal components; scales lie softly between 1/1000 and 100 times the spread of y."""
+    """Normal components; scales lie softly between 1/100 and 100 times the spread of y."""
 
     name = "normal"
     distribution = dist.Normal
@@ -122,11 +131,14 @@ class NormalFamily(Family):
         """Give ``Normal(shift + scale * loc, |scale| * scale_k)``."""
         return dist.Normal(shift + scale * component.loc, scale.abs() * component.scale)
 
-    def crps(self, weights: Tensor, component: Any, y: Tensor) -> Tensor:
-        r"""Evaluate the CRPS of a Normal mixture in closed form.
+    def distance(self, component: Any, y: Tensor) -> Tensor:
+        r"""Evaluate :math:`A(y - \mu, \sigma)`, where :math:`A(m, s) = E|N(m, s^2)|`."""
+        return _expected_absolute(y - component.loc, component.scale)
 
-        .. math:: \sum_k w_k A(y - \mu_k, \sigma_k)
-                  - \tfrac12 \sum_{k,l} w_k w_l A(\mu_k - \mu_l, \sqrt{\sigma_k^2 + \sigma_l^2}),
+    def dispersion(self, weights: Tensor, component: Any) -> Tensor:
+        r"""Evaluate half the expected distance between two draws, in closed form.
+
+        .. math:: \tfrac12 \sum_{k,l} w_k w_l A(\mu_k - \mu_l, \sqrt{\sigma_k^2 + \sigma_l^2}),
                   \quad A(m, s) = E|N(m, s^2)|
 
         References:
@@ -135,14 +147,12 @@ class NormalFamily(Family):
             forecast ensemble verification. QJRMS 132. doi:10.1256/qj.05.235
         """
         loc, scale = component.loc, component.scale
-        near = (weights * _expected_absolute(y[..., None] - loc, scale)).sum(-1)  # (..., K) → (...)
         i, j = torch.triu_indices(loc.shape[-1], loc.shape[-1], offset=1, device=loc.device)
         pairs = _expected_absolute(
             loc[..., i] - loc[..., j], torch.hypot(scale[..., i], scale[..., j])
         )  # (..., K (K - 1) / 2)
         cross = (weights[..., i] * weights[..., j] * pairs).sum(-1)
-        own = (weights.square() * scale).sum(-1) / math.sqrt(math.pi)
-        return near - cross - own
+        return cross + (weights.square() * scale).sum(-1) / math.sqrt(math.pi)
 
 
 def _log_bounds(spread: float) -> tuple[float, float]:

@@ -19,7 +19,7 @@ class MixtureHead(nn.Module):
     .. math:: p(y \mid h) = \sum_k w_k(h) \prod_d f(y_d; \theta_{kd}(h)),
               \qquad w(h) = \mathrm{softmax}(A h + a)
 
-    Locations are free; the log of each scale lies between a soft floor and a soft ceiling, 1/1000
+    Locations are free; the log of each scale lies between a soft floor and a soft ceiling, 1/100
     and 100 times ``spread``, so that no output of the network makes a density infinite or zero.
 
     Args:

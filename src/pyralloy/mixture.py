@@ -273,7 +273,10 @@ class Mixture(dist.MixtureSameFamily):
         y = self._values("y", y)
         shape = torch.broadcast_shapes(y.shape, self.batch_shape)
         y = y.to(torch.float64).expand(shape).reshape(-1)
-        return self.to(torch.float64)._table(shape).crps(y).reshape(shape).to(self.dtype)
+        wide = self.to(torch.float64)
+        # The dispersion does not depend on y: once a row, however many y are scored there.
+        own = wide._table(self.batch_shape).dispersion().reshape(self.batch_shape)
+        return (wide._table(shape).distance(y).reshape(shape) - own).to(self.dtype)
 
     # -- sampling ---------------------------------------------------------------------------------
 

@@ -56,10 +56,16 @@ class Table:
         """Invert the cdf at ``u`` (M,), from a bracket between the components' own quantiles."""
         return self._by_chunk(self.weights.shape[1], _quantile, u)
 
-    def crps(self, y: Tensor) -> Tensor:
-        """Evaluate the CRPS at ``y`` (M,) in closed form."""
+    def distance(self, y: Tensor) -> Tensor:
+        """Evaluate the expected distance to ``y`` (M,)."""
+        return self._by_chunk(self.weights.shape[1], _distance, y)
+
+    def dispersion(self) -> Tensor:
+        """Evaluate half the expected distance between two draws, shape (M,)."""
         count = self.weights.shape[1]
-        return self._by_chunk(count * (count + 1) // 2, _crps, y)
+        parts = (self.take(part) for part in self.chunks(count * (count + 1) // 2))
+        halves = [t.family.dispersion(t.weights, t.components) for t in parts]
+        return torch.cat(halves) if halves else self.weights.sum(-1)
 
     def _by_chunk(
         self, width: int, function: Callable[[Table, Tensor], Tensor], values: Tensor
@@ -68,8 +74,8 @@ class Table:
         return torch.cat(parts) if parts else values.clone()
 
 
-def _crps(table: Table, y: Tensor) -> Tensor:
-    return table.family.crps(table.weights, table.components, y)
+def _distance(table: Table, y: Tensor) -> Tensor:
+    return (table.weights * table.family.distance(table.components, y[:, None])).sum(-1)
 
 
 def _quantile(table: Table, u: Tensor) -> Tensor:

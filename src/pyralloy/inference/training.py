@@ -150,7 +150,7 @@ class Adam:
         gradient.zero_()
 
 
-def one_cycle(step: int, steps: int, *, warmup: float = 0.25) -> float:
+def one_cycle(step: int, steps: int, *, warmup: float = 0.1) -> float:
     """Give the learning rate of a step as a fraction of the peak: a cosine up, a cosine down.
 
     Args:
@@ -162,7 +162,7 @@ def one_cycle(step: int, steps: int, *, warmup: float = 0.25) -> float:
         Smith, L. N., & Topin, N. (2019). Super-convergence. doi:10.1117/12.2520589
 
     Example:
-        >>> [round(one_cycle(s, 101), 3) for s in (0, 25, 100)]
+        >>> [round(one_cycle(s, 101), 3) for s in (0, 10, 100)]
         [0.04, 1.0, 0.0]
     """
     done = step / max(1, steps - 1)
