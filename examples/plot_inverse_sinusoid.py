@@ -90,9 +90,9 @@ least_error = np.square(np.interp(fresh.x[:, 0], x_grid, exact_mean) - fresh.y.n
 # %%
 # A mixture density network
 # -------------------------
-# One hidden layer of 100 and 20 components, whose means, scales and weights all depend on x.
+# One hidden layer of 100 ReLU and 20 components, whose means, scales and weights all depend on x.
 
-trunk = pa.networks.MLP(1, hidden=(100,))
+trunk = pa.networks.MLP(1, hidden=(100,), activation=torch.nn.ReLU)
 model = pa.MDN(trunk, pa.MixtureHead(trunk.out_features, components=20))
 fit = pa.fit(model, problem.x, problem.y, progress=False)
 
