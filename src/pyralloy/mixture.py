@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from pyralloy.algebra import MixtureAlgebra
+from pyralloy.checks import integer
 from pyralloy.families import base_of, family_of, map_parameters
+from pyralloy.information import entropy
+from pyralloy.pooling import log_pool_weights
 from pyralloy.table import Table
 
-__all__ = ["Interval", "Mixture"]
+__all__ = ["EntropyParts", "Estimate", "Interval", "Mixture"]
 
 
 class Interval(NamedTuple):
@@ -20,6 +23,21 @@ class Interval(NamedTuple):
 
     lower: Tensor
     upper: Tensor
+
+
+class EntropyParts(NamedTuple):
+    """The entropy of a pool, in nats: ``total = within + between``."""
+
+    total: Tensor
+    within: Tensor
+    between: Tensor
+
+
+class Estimate(NamedTuple):
+    """What was estimated from draws, with its standard error."""
+
+    value: Tensor
+    error: Tensor
 
 
 class Mixture(MixtureAlgebra):
@@ -196,6 +214,84 @@ class Mixture(MixtureAlgebra):
         # The dispersion does not depend on y: once a row, however many y are scored there.
         own = wide._table(self.batch_shape).dispersion().reshape(self.batch_shape)
         return (wide._table(shape).distance(y).reshape(shape) - own).to(self.dtype)
+
+    def entropy(self) -> Tensor:
+        r"""Integrate :math:`-\int p \log p` by quadrature, in float64.
+
+        Pieces are cut at every component's quantiles, and each has a 12-point Gauss-Legendre rule:
+        for Normal components the error is below 1e-9 nats.
+
+        Returns:
+            Differential entropies in nats, of the batch shape; they depend on y's units.
+
+        Raises:
+            ValueError: The density is of a vector: estimate it by
+                ``-density.log_prob(density.sample((1000,))).mean(0)``.
+
+        Example:
+            >>> from pyro import distributions as dist
+            >>> m = Mixture(dist.Categorical(torch.ones(2)), dist.Normal(torch.zeros(2), 1.0))
+            >>> round(float(m.entropy()), 4)  # half the log of 2 pi e
+            1.4189
+        """
+        self._require_scalar("entropy")
+        wide = self.detach().to(torch.float64)._table(self.batch_shape)
+        return entropy(wide).reshape(self.batch_shape).to(self.dtype)
+
+    def entropy_decomposition(
+        self, weights: Sequence[float] | Tensor | None = None, dim: int = 0
+    ) -> EntropyParts:
+        r"""Split the entropy of a pool into what its members have and what they disagree on.
+
+        Over draws of a posterior or members of an ensemble, ``within`` is the noise that remains
+        when the model is known (aleatoric), ``between`` the mutual information of y and the member
+        (epistemic).
+
+        Args:
+            weights: Of the members along ``dim``; None means equal.
+            dim: The batch dimension that holds the members.
+
+        Returns:
+            ``total``, ``within`` and ``between`` in nats, of the batch shape without ``dim``; the
+            first is the sum of the others.
+
+        Raises:
+            ValueError: As for :meth:`pool` and :meth:`entropy`.
+
+        References:
+            Depeweg, S., Hernández-Lobato, J. M., Doshi-Velez, F., & Udluft, S. (2018).
+            Decomposition of uncertainty in Bayesian deep learning. ICML. arXiv:1710.07283
+        """
+        total = Mixture.pool(self, weights, dim).entropy()
+        share = log_pool_weights(weights, self.batch_shape[dim], self.logits).exp()
+        within = (self.entropy().movedim(dim, -1) * share).sum(-1)
+        return EntropyParts(total, within, total - within)
+
+    def kl_to(
+        self, other: Mixture, draws: int = 1000, *, generator: torch.Generator | None = None
+    ) -> Estimate:
+        r"""Estimate the Kullback-Leibler divergence :math:`\int p \log (p / q)` from draws.
+
+        Args:
+            other: The density q, of the same batch and event shape.
+            draws: Number of draws from this density, at least 2.
+            generator: Source of randomness; None takes torch's default.
+
+        Returns:
+            ``value`` and its standard ``error``, in nats, of the batch shape.
+
+        Raises:
+            TypeError: ``draws`` is no integer.
+            ValueError: Shapes that differ, or fewer than 2 draws.
+        """
+        if other.batch_shape != self.batch_shape or other.event_shape != self.event_shape:
+            raise ValueError(
+                f"other has batch {tuple(other.batch_shape)} and event {tuple(other.event_shape)}; "
+                f"give {tuple(self.batch_shape)} and {tuple(self.event_shape)}, as here."
+            )
+        y = self.sample((integer("draws", draws, 2),), generator=generator)
+        ratio = self.log_prob(y) - other.log_prob(y)
+        return Estimate(ratio.mean(0), ratio.std(0) / draws**0.5)
 
     # -- doors ------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The linear pool: averages of mixtures, which are mixtures of all their components."""
+"""The linear pool, whose result holds all components, and its reduction to fewer of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyralloy.families import base_of, build, family_of
 
-__all__ = ["check_alike", "log_pool_weights", "pool_components"]
+__all__ = ["check_alike", "log_pool_weights", "merge_normals", "pool_components"]
 
 
 def log_pool_weights(weights: Sequence[float] | Tensor | None, count: int, like: Tensor) -> Tensor:
@@ -77,3 +77,77 @@ def pool_components(components: Sequence[Any], event_dims: int) -> Any:
         for name in family.parameters
     ]
     return build(family, values, event_dims)
+
+
+def merge_normals(
+    weights: Tensor, loc: Tensor, scale: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""Merge Normal components two by two until ``count`` are left, keeping mean and variance.
+
+    At each turn the pair is merged that costs the least of Runnalls' bound on the
+    Kullback-Leibler divergence from the mixture before to the one after,
+
+    .. math:: \tfrac12 \bigl[(w_i + w_j) \log|P_{ij}| - w_i \log|P_i| - w_j \log|P_j|\bigr].
+
+    Args:
+        weights: Shape (M, K).
+        loc: Shape (M, K, D); dimensions are independent within a component.
+        scale: Shape (M, K, D).
+        count: Number of components to keep, at most K.
+
+    Returns:
+        Weights (M, count), locs and scales (M, count, D), and the sum of the bounds, shape (M,):
+        an upper bound on the divergence from the mixture given to the one returned, in nats.
+
+    References:
+        Runnalls, A. R. (2007). Kullback-Leibler approach to Gaussian mixture reduction. IEEE
+        Transactions on Aerospace and Electronic Systems 43. doi:10.1109/TAES.2007.4383588
+    """
+    weights, loc, variance = weights.clone(), loc.clone(), scale.square()
+    rows, total = weights.shape
+    bound = weights.new_zeros(rows)
+    every = torch.arange(rows, device=weights.device)
+    cost = torch.stack([_merge_cost(weights, loc, variance, i) for i in range(total)], 1)
+    for _ in range(total - count):
+        best, flat = cost.flatten(1).min(-1)
+        i, j = flat // total, flat % total
+        bound += best
+        one, two = ((weights[every, k], loc[every, k], variance[every, k]) for k in (i, j))
+        w, m, v = _merged(*one, *two)
+        weights[every, i], loc[every, i], variance[every, i] = w, m, v
+        weights[every, j] = -1.0  # gone
+        line = _merge_cost(weights, loc, variance, i)  # (M, K)
+        cost[every, i], cost[every, :, i] = line, line
+        cost[every, j], cost[every, :, j] = torch.inf, torch.inf
+    kept = (weights < 0).to(torch.int8).sort(dim=-1, stable=True).indices[:, :count]  # (M, count)
+    pick = kept[..., None].expand(-1, -1, loc.shape[-1])
+    return (
+        weights.gather(1, kept),
+        loc.gather(1, pick),
+        variance.gather(1, pick).sqrt(),
+        bound,
+    )
+
+
+def _merged(
+    w_i: Tensor, m_i: Tensor, v_i: Tensor, w_j: Tensor, m_j: Tensor, v_j: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give weight, mean and variance of two components taken as one."""
+    total = w_i + w_j
+    share = torch.where(total > 0, w_j / total, 0.5)[..., None]
+    gap = m_j - m_i
+    variance = (1.0 - share) * v_i + share * v_j + share * (1.0 - share) * gap.square()
+    return total, m_i + share * gap, variance
+
+
+def _merge_cost(weights: Tensor, loc: Tensor, variance: Tensor, i: int | Tensor) -> Tensor:
+    """Evaluate Runnalls' bound of merging component ``i`` with each other one, shape (M, K)."""
+    rows = torch.arange(weights.shape[0], device=weights.device)
+    own, centre, width = (t[rows, i][:, None] for t in (weights, loc, variance))  # (M, 1, ...)
+    w, _, v = _merged(own, centre, width, weights, loc, variance)
+    before = own * width.log().sum(-1) + weights * variance.log().sum(-1)
+    cost = 0.5 * (w * v.log().sum(-1) - before)
+    gone = (weights < 0) | (own < 0)
+    cost = torch.where(gone, torch.inf, cost.clamp_min(0.0))
+    cost[rows, i] = torch.inf
+    return cost

@@ -52,6 +52,14 @@ class Table:
         """Evaluate the cdf at ``y`` (M,)."""
         return (self.weights * self.family.cdf(self.components, y[:, None])).sum(-1)
 
+    def log_prob(self, y: Tensor) -> Tensor:
+        """Evaluate the log density at ``y``, one point a row (M,) or P of them (M, P)."""
+        points, components = y[:, None], self.components
+        if y.ndim > 1:
+            points, components = y[..., None], map_parameters(components, lambda p: p[:, None], 0)
+        log_weights = self.weights.log()[(slice(None), *(None,) * (y.ndim - 1))]
+        return torch.logsumexp(log_weights + components.log_prob(points), -1)
+
     def quantile(self, u: Tensor) -> Tensor:
         """Invert the cdf at ``u`` (M,), from a bracket between the components' own quantiles."""
         return self._by_chunk(self.weights.shape[1], _quantile, u)
