@@ -1,13 +1,20 @@
 """The scikit-learn face: shapes, frames, reproducibility, and clear refusals."""
 
 import math
+import os
+import pickle
+import signal
+import threading
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import DataConversionWarning, NotFittedError
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import pyralloy as pa
 
@@ -140,3 +147,40 @@ def test_rows_of_another_width_are_refused():
         mdn.log_score(X, Y[:7])
     with pytest.raises((TypeError, ValueError), match="draws"):
         mdn.sample(X, 0)
+
+
+def test_a_column_of_targets_is_one_scalar_target_with_a_warning():
+    with pytest.warns(DataConversionWarning, match="column"):
+        mdn = make(max_steps=5).fit(X, Y[:, None])
+    assert mdn.predict_density(X).event_shape == ()
+
+
+def test_a_validation_frame_must_have_the_same_columns():
+    frame = pd.DataFrame({"a": X[:, 0], "b": np.arange(400) % 7})
+    with pytest.raises(ValueError, match="feature names"):
+        make(validation=(frame[["b", "a"]], Y)).fit(frame, Y)
+
+
+def test_ctrl_c_is_passed_on_and_leaves_the_fit():
+    mdn = make(max_steps=100_000)
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.warns(UserWarning, match="interrupted"), pytest.raises(KeyboardInterrupt):
+        mdn.fit(X, Y)
+    timer.join()
+    assert mdn.fit_.interrupted and np.isfinite(mdn.predict(X)).all()
+
+
+def test_a_fit_that_fails_leaves_no_older_one():
+    mdn = make(max_steps=5).fit(X, Y)
+    with pytest.raises(ValueError, match="constant"):
+        mdn.fit(np.hstack([X, X]), np.ones(400))
+    with pytest.raises(NotFittedError):
+        mdn.predict(X)
+
+
+def test_it_can_be_pickled_and_searched():
+    mdn = make(max_steps=20).fit(X, Y)
+    assert np.array_equal(pickle.loads(pickle.dumps(mdn)).predict(X), mdn.predict(X))
+    grid = GridSearchCV(make_pipeline(StandardScaler(), make(max_steps=20)), {}, cv=2).fit(X, Y)
+    assert math.isfinite(grid.best_score_)

@@ -217,13 +217,24 @@ def test_ctrl_c_leaves_a_usable_model_marked_interrupted():
             os.kill(os.getpid(), signal.SIGINT)
 
     handler = signal.getsignal(signal.SIGINT)
-    fit = run(max_steps=2000, callback=press)
+    with pytest.warns(UserWarning, match="interrupted at step 4"):
+        fit = run(max_steps=2000, callback=press)
     assert fit.interrupted and "interrupted" in repr(fit)
     assert 40 <= fit.history.step[-1] <= 42
     assert fit.best_nll == np.nanmin(fit.history.validation)
     assert bool(fit.density(PROBLEM.x).mean.isfinite().all())
     assert signal.getsignal(signal.SIGINT) is handler
     assert not run().interrupted
+
+
+def test_someone_elses_handler_keeps_its_signal():
+    seen = []
+    before = signal.signal(signal.SIGINT, lambda *_: seen.append(1))
+    try:
+        fit = run(max_steps=50, callback=lambda *_: os.kill(os.getpid(), signal.SIGINT) or False)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not fit.interrupted and len(seen) == 50
 
 
 def test_a_second_ctrl_c_is_pythons_own():
@@ -247,6 +258,37 @@ def test_a_loss_that_is_not_finite_is_named_and_the_weights_stay_finite():
     with pytest.warns(UserWarning, match="NaN"), pytest.raises(Diverged, match=named):
         run(model=model)
     assert bool(model.density(PROBLEM.x).mean.isfinite().all())
+
+
+def test_a_held_out_loss_that_is_not_finite_is_named():
+    with pytest.raises(Diverged, match="held-out loss"):
+        run(validation=(PROBLEM.x.double() * 1e200, PROBLEM.y))
+
+
+def test_what_is_kept_is_what_was_scored_with_batch_norm_and_dropout():
+    """Running statistics belong to the weights they were scored with; torch's state stays."""
+    held = pa.datasets.inverse_sinusoid(200, seed=5)
+    state = torch.get_rng_state()
+    fits = []
+    for _ in range(2):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            trunk = nn.Sequential(nn.Linear(1, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2))
+            model = pa.MDN(trunk, pa.MixtureHead(16, 4))
+        fits.append(
+            run(model=model, validation=(held.x, held.y), max_steps=200, learning_rate=0.05)
+        )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(weights(fits[0]), weights(fits[1]))
+    nll = -float(fits[0].density(held.x).log_prob(held.y).mean())
+    assert math.isclose(nll, fits[0].best_nll, rel_tol=1e-4)
+
+
+def test_a_fit_inside_no_grad_trains():
+    with torch.no_grad():
+        assert torch.equal(weights(run(seed=3)), weights(run(seed=3)))
+        fit = run(max_steps=200)
+    assert fit.best_nll < fit.marginal
 
 
 # -- bad input ------------------------------------------------------------------------------------
@@ -369,6 +411,12 @@ def test_a_constant_column_of_x_does_no_harm():
     x = np.hstack([X, np.full_like(X, 1e9)])
     fit = run(x, Y, model=make_model(features=2))
     assert bool(fit.density(x).mean.isfinite().all())
+
+
+def test_a_small_spread_far_from_zero_is_resolved():
+    y = Y.astype(np.float64)
+    fit, plain = run(X, y * 1e-4 + 1e9, max_steps=300), run(X, y, max_steps=300)
+    assert math.isclose(fit.best_nll - plain.best_nll, math.log(1e-4), abs_tol=0.05)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30, 1e150])

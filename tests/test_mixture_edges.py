@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import scipy.special
 import torch
@@ -105,6 +106,9 @@ NAN = math.nan
         (lambda: SCALAR.quantile(-0.1), "levels"),
         (lambda: SCALAR.quantile(NAN), "levels"),
         (lambda: SCALAR.quantile([[0.1, 0.2]]), "levels"),
+        (lambda: SCALAR.log_prob(torch.zeros(4, 1)), "y"),
+        (lambda: SCALAR.cdf(torch.zeros(4, 1)), "y"),
+        (lambda: SCALAR.crps(torch.zeros(4, 1)), "y"),
         (lambda: SCALAR.icdf(torch.tensor(1.1)), "u"),
         (lambda: SCALAR.icdf(torch.tensor([0.1, 0.2, NAN, 0.3])), "u"),
         (lambda: SCALAR.icdf(torch.full((3,), 0.5)), "u"),
@@ -165,6 +169,16 @@ def test_parts_that_disagree_are_refused():
         Mixture(dist.Categorical(torch.ones(3)), dist.Normal(torch.zeros(2), 1.0))
     with pytest.raises(ValueError, match="batch"):
         Mixture(dist.Categorical(torch.ones(5, 2)), dist.Normal(torch.zeros(4, 2), 1.0))
-    unknown = Mixture(dist.Categorical(torch.ones(2)), dist.Gamma(torch.ones(2), 1.0))
-    with pytest.raises(TypeError, match="Gamma"):
+    unknown = Mixture(dist.Categorical(torch.ones(2)), dist.Gumbel(torch.ones(2), 1.0))
+    with pytest.raises(TypeError, match="Gumbel"):
         unknown.cdf(torch.tensor(1.0))
+
+
+def test_arrays_are_taken_as_tensors_are():
+    rows, mask = np.array([0, 2]), np.array([True, False, True, False])
+    for index in (rows, mask, rows.tolist()):
+        assert torch.equal(SCALAR[index].mean, SCALAR.mean[[0, 2]])
+    y = np.linspace(-1.0, 1.0, 4)
+    assert torch.equal(SCALAR.log_prob(y), SCALAR.log_prob(torch.from_numpy(y)))
+    assert torch.equal(SCALAR.crps(y), SCALAR.crps(torch.from_numpy(y)))
+    assert SCALAR.quantile([0.1, 0.4, 0.5, 0.9]).shape == (4, 4)

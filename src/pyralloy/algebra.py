@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from pyro import distributions as dist
 from torch import Tensor
@@ -90,9 +92,10 @@ class MixtureAlgebra(dist.MixtureSameFamily):
             raise IndexError("a density with batch_shape () has no rows to index.")
         trailing = (slice(None),) * (1 + self._event_ndims)
         index = rows if isinstance(rows, tuple) else (rows,)
-        if Ellipsis not in index:
+        index = tuple(torch.as_tensor(i) if isinstance(i, np.ndarray) else i for i in index)
+        if not any(i is Ellipsis for i in index):
             index = (*index, Ellipsis)
-        if torch.zeros(()).expand(self.batch_shape)[rows].ndim > len(self.batch_shape):
+        if torch.zeros(()).expand(self.batch_shape)[index].ndim > len(self.batch_shape):
             raise IndexError(f"rows={rows!r} adds a batch dimension; index with slices or a list.")
         return self._rebuild(self.logits[(*index, slice(None))], lambda p: p[(*index, *trailing)])
 
@@ -253,7 +256,7 @@ class MixtureAlgebra(dist.MixtureSameFamily):
 
     def _pool_batch(self, weights: Sequence[float] | Tensor | None, dim: int) -> Self:
         rank = len(self.batch_shape)
-        if not -rank <= dim < rank:
+        if not isinstance(dim, Integral) or not -rank <= dim < rank:
             raise ValueError(
                 f"dim={dim}: the density has batch_shape {tuple(self.batch_shape)}, "
                 "and only one of its dimensions can be pooled."
@@ -366,14 +369,12 @@ class MixtureAlgebra(dist.MixtureSameFamily):
         """
         if not self.event_shape:
             raise ValueError("marginal needs a density of a vector y; this one is of a scalar.")
-        wanted = [dims] if isinstance(dims, int) else list(dims)
-        size = self.event_shape[0]
-        if not wanted or any(not isinstance(d, int) or not -size <= d < size for d in wanted):
+        one, size = not isinstance(dims, Sequence), self.event_shape[0]
+        wanted = list(dims) if isinstance(dims, Sequence) else [dims]
+        if not wanted or any(not isinstance(d, Integral) or not -size <= d < size for d in wanted):
             raise ValueError(f"dims={dims!r}: give dimensions of y, each within 0 to {size - 1}.")
-        index = wanted[0] if isinstance(dims, int) else wanted
-        picked = map_parameters(
-            self.components, lambda p: p[..., index], 0 if isinstance(dims, int) else 1
-        )
+        index = wanted[0] if one else wanted
+        picked = map_parameters(self.components, lambda p: p[..., index], 0 if one else 1)
         return type(self)(self.mixture_distribution, picked, validate_args=False)
 
 

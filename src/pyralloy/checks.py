@@ -103,14 +103,15 @@ def paired(x: Tensor, y: Tensor) -> None:
 
 
 def _from_array(name: str, values: Any) -> Tensor:
+    columns: dict[Any, Any] = dict(values.dtypes) if hasattr(values, "columns") else {}
+    bad = [str(c) for c, kind in columns.items() if getattr(kind, "kind", "O") not in "biuf"]
+    if columns and not bad:
+        values = values.to_numpy(dtype=np.float64, na_value=np.nan)
     try:
         array = np.asarray(values)
     except ValueError as error:
         raise ValueError(f"{name} is ragged: its rows differ in length ({error}).") from error
     if array.dtype.kind not in "biuf":
-        kinds = getattr(values, "dtypes", None)  # of a data frame, by column
-        columns: dict[Any, Any] = {} if kinds is None else dict(kinds)
-        bad = [str(c) for c, kind in columns.items() if kind.kind not in "biuf"]
         where = f" (columns {bad})" if bad else ""
         raise TypeError(
             f"{name} has dtype {array.dtype}{where}: give numbers only; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.utils import check_random_state
+from sklearn.exceptions import DataConversionWarning
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pyralloy.checks import as_values, integer
@@ -100,11 +102,17 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             The regressor itself.
 
         Raises:
+            KeyboardInterrupt: Ctrl-C; ``fit_`` then holds the best weights so far.
             TypeError: An argument of the wrong type; strings in y.
             ValueError: NaN, infinity or no rows; lengths that differ; constant y; an argument out
                 of range.
         """
+        self.__dict__.pop("fit_", None)  # a fit that fails leaves no older one behind
         targets = as_values("y", y)
+        if targets.ndim == 2 and targets.shape[1] == 1:
+            message = "y is a column, (N, 1); it is taken as (N,), of one scalar target."
+            warnings.warn(message, DataConversionWarning, stacklevel=2)
+            targets = targets[:, 0]
         X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
         if targets.ndim > 2:
             raise ValueError(f"y has shape {tuple(targets.shape)}: give (N,) or (N, D).")
@@ -114,7 +122,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             model,
             X,
             targets,
-            validation=self.validation,
+            validation=self._validation(),
             patience=self.patience,
             seed=seed,
             learning_rate=self.learning_rate,
@@ -123,6 +131,9 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             progress=self.progress,
             device=self.device,
         )
+        if self.fit_.interrupted:
+            # A search over many fits should stop here too; what was fitted is kept.
+            raise KeyboardInterrupt("fit was interrupted; fit_ holds the best weights so far.")
         return self
 
     def predict(self, X: Any) -> NDArray[np.float64]:
@@ -215,6 +226,18 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             trunk = MLP(features, hidden, ACTIVATIONS[self.activation])
             head = MixtureHead(trunk.out_features, self.components, targets, family=self.family)
             return MDN(trunk, head)
+
+    def _validation(self) -> float | tuple[Any, Any] | None:
+        """Check the columns of a validation pair as those of X are checked."""
+        if isinstance(self.validation, tuple | list) and len(self.validation) == 2:
+            X, y = self.validation
+            return validate_data(self, X, dtype=[np.float64, np.float32], reset=False), y
+        return self.validation
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
 
     def _seed(self) -> int:
         try:

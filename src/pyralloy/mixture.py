@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pyralloy.algebra import MixtureAlgebra
-from pyralloy.checks import integer
+from pyralloy.checks import integer, positive
 from pyralloy.families import base_of, family_of, map_parameters
 from pyralloy.information import entropy
 from pyralloy.pooling import log_pool_weights
@@ -69,6 +70,21 @@ class Mixture(MixtureAlgebra):
         [-2.0, 2.0]
     """
 
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Evaluate the log density, in nats.
+
+        Args:
+            value: y in its own units, broadcastable to the batch shape (+ event shape).
+
+        Returns:
+            Log densities, of the broadcast shape.
+
+        Raises:
+            ValueError: A shape that does not fit; a column (N, 1) beside N rows, which would score
+                every value at every row.
+        """
+        return super().log_prob(value if self.event_shape else self._values("y", value))
+
     @property
     def stddev(self) -> Tensor:
         """Standard deviation, shape (...) + event."""
@@ -112,14 +128,16 @@ class Mixture(MixtureAlgebra):
             >>> [round(q, 3) for q in m.quantile([0.025, 0.5, 0.975]).tolist()]
             [-1.96, 0.0, 1.96]
         """
-        weights = self.weights
-        u = torch.as_tensor(levels, dtype=weights.dtype, device=weights.device)
+        self._require_scalar("quantile")
+        u = torch.as_tensor(levels, dtype=self.dtype, device=self.logits.device)
         if u.ndim > 1 or not bool(((u > 0) & (u < 1)).all()):
             raise ValueError(
                 f"levels={levels!r}: give one probability or a flat sequence of probabilities "
-                "strictly between 0 and 1 (at 0 and 1 the quantile is infinite)."
+                f"strictly between 0 and 1, as {self.dtype} rounds them (at 0 and 1 the quantile "
+                "is infinite); density.to(torch.float64) tells finer ones apart."
             )
-        return self.icdf(u.reshape(u.shape + (1,) * len(self.batch_shape)))
+        shape = u.shape + self.batch_shape
+        return self.icdf(u.reshape(u.shape + (1,) * len(self.batch_shape)).expand(shape))
 
     def icdf(self, u: Tensor) -> Tensor:
         """Invert the cdf at ``u``, elementwise: the torch spelling of :meth:`quantile`.
@@ -151,8 +169,10 @@ class Mixture(MixtureAlgebra):
         surface = self.expand(shape).cdf(y) - u
         if not surface.requires_grad:
             return y
-        slope = self.log_prob(y).detach().exp().clamp_min(torch.finfo(y.dtype).tiny)
-        return y - (surface - surface.detach()) / slope
+        slope = self.expand(shape).log_prob(y).detach().exp()
+        # Where y has no density to speak of, between branches far apart, no gradient is right.
+        per_slope = torch.where(slope > torch.finfo(y.dtype).tiny ** 0.5, 1.0 / slope, 0.0)
+        return y - (surface - surface.detach()) * per_slope
 
     def _table(self, shape: torch.Size) -> Table:
         """Flatten into one row for each element of ``shape``, to which the batch broadcasts."""
@@ -175,7 +195,7 @@ class Mixture(MixtureAlgebra):
         Raises:
             ValueError: ``level`` outside (0, 1).
         """
-        if not 0.0 < level < 1.0:
+        if positive("level", level) >= 1.0:
             raise ValueError(f"level={level!r}: give a probability strictly between 0 and 1.")
         lower, upper = self.quantile([(1.0 - level) / 2.0, (1.0 + level) / 2.0])
         return Interval(lower, upper)
@@ -303,9 +323,17 @@ class Mixture(MixtureAlgebra):
             )
 
     def _values(self, name: str, values: Any) -> Tensor:
+        if not isinstance(values, Tensor):
+            values = np.asarray(values)
         tensor = torch.as_tensor(values, device=self.mixture_distribution.logits.device)
         if not tensor.is_floating_point():
             tensor = tensor.to(self.dtype)
+        if tensor.shape == (*self.batch_shape, 1) and self.batch_shape.numel() > 1:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)} beside batch_shape "
+                f"{tuple(self.batch_shape)}, and would be taken at every row: give "
+                f"{name}.squeeze(-1) for one value a row, or expand a grid to (G, N)."
+            )
         try:
             torch.broadcast_shapes(tensor.shape, self.batch_shape)
         except RuntimeError:

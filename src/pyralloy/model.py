@@ -7,6 +7,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyralloy.checks import as_values
 from pyralloy.heads import MixtureHead
 from pyralloy.mixture import Mixture
 from pyralloy.scaling import Standardizer
@@ -22,6 +23,8 @@ class MDN(PyroModule):
     As a Pyro model it observes the site ``"y"`` in the plate ``"data"``, in y's own units, so that
     Pyro's SVI, ``Predictive`` and ``poutine`` work on it as on any other. :func:`pyralloy.fit`
     trains it, and sets its two :class:`~pyralloy.scaling.Standardizer` from the training rows.
+    Pyro's own tools keep parameters by name in one global store, where a second model of the same
+    layers would be taken for the first: call them within ``pyro.get_param_store().scope()``.
 
     Args:
         trunk: Network from x (N, F) to features (N, H); any ``nn.Module``.
@@ -76,6 +79,8 @@ class MDN(PyroModule):
         Raises:
             ValueError: The number of features is not that of the data the model was fitted on.
         """
+        if not isinstance(x, Tensor):
+            x = as_values("x", x)
         columns = self.x_scaling.shift.shape
         if x.ndim == 1:
             x = x[:, None]
@@ -111,6 +116,12 @@ class MDN(PyroModule):
         # The network runs outside the plate: inside it, sampled weights would gain its dimension.
         density = self.network(x) if standard else self.density(x)
         rows = density.batch_shape[-1]
+        wanted = density.batch_shape + density.event_shape
+        if y is not None and y.shape != wanted[len(wanted) - y.ndim :]:
+            raise ValueError(
+                f"y has shape {tuple(y.shape)} and x predicts {tuple(wanted)}: give one target a "
+                "row; y.squeeze(-1) turns a column into that."
+            )
         subsample = None if size is None else torch.arange(rows, device=x.device)
         with pyro.plate("data", size or rows, subsample=subsample, dim=-1):
             return pyro.sample("y", density, obs=y)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from pyralloy.checks import integer
 
-__all__ = ["ACTIVATIONS", "MLP"]
+__all__ = ["ACTIVATIONS", "MLP", "evaluating"]
 
 #: Activations by the name that opens them at the door.
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -20,6 +22,19 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
 }
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Switch dropout and its like off for a while, and gradients; every layer's mode comes back."""
+    modes = [(m, m.training) for m in network.modules()]
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 class MLP(nn.Module):
@@ -38,7 +53,6 @@ class MLP(nn.Module):
         ValueError: A size below 1.
 
     Example:
-        >>> import torch
         >>> MLP(3, hidden=(64, 64))(torch.zeros(5, 3)).shape
         torch.Size([5, 64])
     """

@@ -40,15 +40,18 @@ class Standardizer(nn.Module):
     def fit(self, values: Tensor) -> Standardizer:
         """Set shift and scale from ``values`` (N, ...), column by column; returns itself."""
         wide = values.detach().to(torch.float64)
+        origin = wide[0]
+        away = wide - origin  # keeps the digits of a small spread far from zero
         # The largest size is divided out first: squares of values above 1e154 would overflow.
-        size = wide.abs().amax(0)
+        size = away.abs().amax(0)
         size = torch.where(size > 0, size, 1.0)
-        unit = wide / size
+        unit = away / size
         centre = unit.mean(0)
-        spread = (unit - centre).square().mean(0).sqrt()
-        # Rounding leaves a constant column with a spread near eps.
-        spread = torch.where(spread <= 1e-12, 1.0 / size, spread)
-        self.shift, self.scale = centre * size, spread * size
+        spread = (unit - centre).square().mean(0).sqrt() * size
+        self.shift = origin + centre * size
+        # Rounding leaves a constant column with a spread near eps times its size.
+        flat = wide.amax(0) - wide.amin(0) <= 4 * torch.finfo(wide.dtype).eps * wide.abs().amax(0)
+        self.scale = torch.where(flat, 1.0, spread)
         return self
 
     def forward(self, values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from pyralloy.checks import as_values
 from pyralloy.mixture import Mixture
 from pyralloy.model import MDN
+from pyralloy.networks import evaluating
 
 __all__ = ["Fit"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fit:
     """A trained model and how it came to be.
 
@@ -60,8 +60,8 @@ class Fit:
             TypeError: ``x`` is not numeric.
             ValueError: NaN or infinity in ``x``, or features other than the model was fitted on.
         """
-        with torch.no_grad():
-            return self.model.eval().density(as_values("x", x))
+        with evaluating(self.model):
+            return self.model.density(as_values("x", x))
 
     def __repr__(self) -> str:
         last = self.history[-1] if len(self.history) else None
@@ -72,5 +72,5 @@ class Fit:
     @property
     def best_nll(self) -> float:
         """The held-out negative log density of the weights kept (training, if none held out)."""
-        row = self.history[np.searchsorted(self.history.step, self.best_step)]
+        row = self.history[self.history.step == self.best_step][0]
         return float(row.train if np.isnan(row.validation) else row.validation)

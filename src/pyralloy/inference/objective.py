@@ -12,6 +12,8 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
+from pyralloy.networks import evaluating
+
 __all__ = ["FlatParameters", "Objective", "empty_guide"]
 
 #: Pyro's runtime is one global stack, so fits in several threads take turns.
@@ -64,27 +66,34 @@ class FlatParameters:
             p.data = value.view_as(p)
             p.grad = slope.view_as(p)  # backward adds in place to a gradient that exists
         self._module, self._parameters = module, parameters
+        self._kept, self._kept_buffers = self.vector.clone(), [b.clone() for b in module.buffers()]
+
+    def keep(self, values: Tensor) -> None:
+        """Note weights to end with, shape (P,), and the module's buffers as they are now."""
+        self._kept.copy_(values)
+        self._kept_buffers = [b.clone() for b in self._module.buffers()]
+
+    @contextmanager
+    def ending_with_kept(self) -> Iterator[None]:
+        """Put into the module what was kept, whatever ends the training."""
+        self.keep(self.vector)
+        try:
+            yield
+        finally:
+            self.vector.copy_(self._kept)
+            for buffer, kept in zip(self._module.buffers(), self._kept_buffers, strict=True):
+                buffer.copy_(kept)
 
     @contextmanager
     def holding(self, values: Tensor) -> Iterator[None]:
         """Let the module be looked at with other values, shape (P,): no gradients, no dropout."""
         own = self.vector.clone()
         self.vector.copy_(values)
-        self._module.eval()
         try:
-            with torch.no_grad():
+            with evaluating(self._module):
                 yield
         finally:
             self.vector.copy_(own)
-            self._module.train()
-
-    @contextmanager
-    def ending_with(self, values: Tensor) -> Iterator[None]:
-        """Put ``values``, shape (P,), into the module at the end, whatever ends it."""
-        try:
-            yield
-        finally:
-            self.vector.copy_(values)
 
     def release(self) -> None:
         """Give each parameter a tensor of its own again, and drop the gradients."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -52,7 +53,8 @@ def fit(
     x and y are standardised with the training rows' means and deviations, the components are
     spread over y, and Adam minimises the negative log likelihood on minibatches under a one-cycle
     schedule. Of the weights seen, averaged over a few dozen steps, those best on the held-out rows
-    are kept. Ctrl-C ends the fit at the next step, with the best weights so far in the model.
+    are kept. Ctrl-C ends the fit at the next step, with a warning and the best weights so far in
+    the model; a handler of one's own for that signal is left alone.
 
     Args:
         model: Trained in place.
@@ -63,7 +65,8 @@ def fit(
             ``(x, y)``, or None for nothing, when the last weights are kept.
         patience: Evaluations without improvement (there are 100 in ``max_steps``) that end the fit;
             None runs all steps. Needs held-out rows.
-        seed: Source of everything random: the rows held out, initial weights, order of batches.
+        seed: Source of the rows held out, the initial weights of the head and of an
+            :class:`~pyralloy.networks.MLP`, the order of batches, and dropout.
         learning_rate: Peak of the schedule.
         batch_size: Rows a step; all of them, where there are no more. None takes a sixteenth of the
             training rows, within 16 and 128: the noise of small batches keeps a small data set from
@@ -74,8 +77,9 @@ def fit(
             False goes on from the weights the model has.
         progress: Whether to show a bar, with the held-out negative log density beside that of the
             marginal density of y.
-        callback: Called at each evaluation as ``callback(step, metrics)``, where ``metrics`` maps
-            ``"train"``, ``"validation"`` and ``"seconds"`` to floats; a true answer ends the fit.
+        callback: Called at each evaluation as ``callback(step, metrics)``, without gradients, where
+            ``metrics`` maps ``"train"``, ``"validation"`` and ``"seconds"`` to floats; a true
+            answer ends the fit. The model then holds the weights that were evaluated.
         device: Where to train; None stays where the model is.
 
     Returns:
@@ -110,6 +114,8 @@ def fit(
     )
     if patience is not None and validation is None:
         raise ValueError(f"patience={patience} needs held-out rows: set validation too.")
+    if next(model.parameters()).dtype not in (torch.float32, torch.float64):
+        raise TypeError("model is in half precision: train it in float32, by model.float().")
     model.to(device)
     generator = torch.Generator().manual_seed(seed % 2**63)
     trained, held_out = _split(_door(model, x, y), validation, model, generator)
@@ -138,7 +144,14 @@ def _fit(
     batches = Batches((z, t), plan.batch_size, plan.seed)
     evaluate = None if held_out is None else _evaluation(model, _standardised(model, held_out))
 
-    with pyro_runtime():
+    devices = [z.device] if z.is_cuda else []
+    with (
+        pyro_runtime(),
+        torch.random.fork_rng(devices),  # for a trunk with dropout
+        torch.inference_mode(mode=False),
+        torch.enable_grad(),
+    ):
+        torch.manual_seed(plan.seed)
         model.train()
         parameters = FlatParameters(model)
         try:
@@ -147,6 +160,12 @@ def _fit(
         finally:
             parameters.release()
             model.eval()
+    if trace.interrupted:
+        warnings.warn(
+            f"the fit was interrupted at step {trace.rows[-1][0]} of {plan.max_steps}; the model "
+            f"holds the weights of step {trace.best_step}.",
+            stacklevel=3,
+        )
     return Fit(model, trace.history(), plan.baseline, trace.best_step, trace.interrupted)
 
 
@@ -181,7 +200,7 @@ def _split(
     """Give the rows to train on and those held out."""
     if validation is None:
         return rows, None
-    if isinstance(validation, tuple):
+    if isinstance(validation, tuple | list):
         if len(validation) != 2:
             raise ValueError(f"validation has {len(validation)} parts: give the pair (x, y).")
         held_out = _door(model, *validation)

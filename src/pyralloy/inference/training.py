@@ -29,7 +29,7 @@ Callback = Callable[[int, Mapping[str, float]], Any]
 
 
 class Diverged(FloatingPointError):
-    """The loss is no longer finite; the model holds the last weights known to be good."""
+    """A loss is no longer finite; the model holds the best weights before."""
 
 
 @dataclass(frozen=True)
@@ -197,43 +197,44 @@ def train(
         Diverged: The loss or the weights are no longer finite.
     """
     adam, trace = Adam(parameters.vector), Trace()
-    kept, average = parameters.vector.clone(), parameters.vector.clone()
+    average = parameters.vector.clone()
     start, total, counted = time.perf_counter(), 0.0, 0
-    with _interrupts() as stop, _bar(plan) as bar, parameters.ending_with(kept):
+    with _interrupts() as stop, _bar(plan) as bar, parameters.ending_with_kept():
         for step in range(1, plan.max_steps + 1):
             loss = float(backward(*batches.at(step - 1)))
-            if not math.isfinite(loss):
-                raise _diverged(step, trace.best_step, loss)
+            _require_finite(loss, "loss", step, trace)
             rate = plan.learning_rate * one_cycle(step - 1, plan.max_steps)
             adam.step(parameters.gradient, rate)
             average.lerp_(parameters.vector, max(1.0 - AVERAGING, 9.0 / (9.0 + step)))
             total, counted = total + loss, counted + 1
-            last = step == plan.max_steps or stop.requested
-            if step % plan.every and not last:
+            if step % plan.every and step < plan.max_steps and not stop.requested:
                 continue
-            train_loss, total, counted = total / counted, 0.0, 0
-            if not math.isfinite(float(average.sum())):
-                raise _diverged(step, trace.best_step, math.nan)
+            _require_finite(float(average.sum()), "sum of the weights", step, trace)
             with parameters.holding(average):
                 held_out = math.nan if evaluate is None else evaluate()
+            if evaluate is not None:
+                _require_finite(held_out, "held-out loss", step, trace)
             if evaluate is None or held_out < trace.best_loss:
                 trace.best_loss, trace.best_step = held_out, step
-                kept.copy_(average)
-            row = (step, train_loss + plan.offset, held_out + plan.offset)
+                parameters.keep(average)
+            row = (step, total / counted + plan.offset, held_out + plan.offset)
             trace.rows.append((*row, time.perf_counter() - start))
+            total, counted = 0.0, 0
             _show(bar, row, plan)
-            if stop.requested:
-                trace.interrupted = step < plan.max_steps
-                break
-            if plan.callback is not None:
-                with parameters.holding(average):
-                    finished = plan.callback(step, _metrics(trace))
-                if finished:
-                    break
-            idle = (step - trace.best_step) // plan.every
-            if evaluate is not None and plan.patience is not None and idle >= plan.patience:
+            trace.interrupted = stop.requested
+            if stop.requested or _finished(trace, plan, parameters, average):
                 break
     return trace
+
+
+def _finished(trace: Trace, plan: Plan, parameters: FlatParameters, average: Tensor) -> bool:
+    """Ask the callback, which sees the averaged weights, and patience."""
+    step = trace.rows[-1][0]
+    if plan.callback is not None:
+        with parameters.holding(average):
+            if plan.callback(step, _metrics(trace)):
+                return True
+    return plan.patience is not None and step - trace.best_step >= plan.patience * plan.every
 
 
 def _metrics(trace: Trace) -> dict[str, float]:
@@ -241,11 +242,13 @@ def _metrics(trace: Trace) -> dict[str, float]:
     return {"train": loss, "validation": validation, "seconds": seconds}
 
 
-def _diverged(step: int, kept: int, loss: float) -> Diverged:
-    return Diverged(
-        f"the loss became {loss} at step {step}; the model holds the weights of step {kept}. "
-        "Lower learning_rate, or look for outliers in x and y."
-    )
+def _require_finite(value: float, name: str, step: int, trace: Trace) -> None:
+    if not math.isfinite(value):
+        raise Diverged(
+            f"the {name} became {value} at step {step}; the model holds the weights of step "
+            f"{trace.best_step}. Lower learning_rate, or look for outliers in x and y, of the rows "
+            "held out too."
+        )
 
 
 @dataclass
@@ -260,10 +263,12 @@ def _interrupts() -> Iterator[_Stop]:
     An exception raised inside a step would leave the optimiser half applied and Pyro's stack dirty.
     """
     stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    in_main = threading.current_thread() is threading.main_thread()
+    # Where someone else handles or ignores the signal, it is theirs.
+    if not in_main or before is not signal.default_int_handler:
         yield stop
         return
-    before = signal.getsignal(signal.SIGINT)
 
     def note(_number: int, _frame: FrameType | None) -> None:
         stop.requested = True
