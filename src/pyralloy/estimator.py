@@ -33,7 +33,8 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         components: Number of components K of the mixture.
         hidden: Widths of the hidden layers.
         activation: ``"silu"``, ``"relu"``, ``"tanh"``, ``"gelu"``, ``"elu"`` or ``"mish"``.
-        family: Kind of component: ``"normal"``.
+        family: Kind of component, by its name in :data:`pyralloy.families.FAMILIES`, for instance
+            ``"normal"``, ``"student_t"``, ``"gamma"`` or ``"poisson"``.
         learning_rate: Peak of the one-cycle schedule.
         batch_size: Rows a step; None takes a sixteenth of the training rows, within 16 and 128.
         max_steps: Steps of the schedule.

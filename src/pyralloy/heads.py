@@ -7,7 +7,13 @@ from pyro import distributions as dist
 from torch import Tensor, nn
 
 from pyralloy.checks import integer, positive
-from pyralloy.families import FAMILIES, SCALE_CEILING, SCALE_FLOOR, Family
+from pyralloy.families import (
+    FAMILIES,
+    SCALE_CEILING,
+    SCALE_FLOOR,
+    Family,
+    NormalFamily,
+)
 from pyralloy.mixture import Mixture
 
 __all__ = ["MixtureHead"]
@@ -27,7 +33,9 @@ class MixtureHead(nn.Module):
         components: Number of components K.
         targets: None for a scalar y, else the number D of dimensions of a vector y, which are
             independent within a component (and dependent through the mixture).
-        family: Kind of component: ``"normal"``.
+        family: Kind of component: a name in :data:`pyralloy.families.FAMILIES`, for instance
+            ``"normal"``, ``"student_t"``, ``"gamma"`` or ``"poisson"``, or a
+            :class:`~pyralloy.families.Family`, for instance one on an interval of your own.
         spread: Standard deviation of y in the units the head works in; 1 where y is standardised.
         constant_scale: Whether scales ignore the features. One Normal component of constant scale
             is least squares.
@@ -53,7 +61,7 @@ class MixtureHead(nn.Module):
         components: int,
         targets: int | None = None,
         *,
-        family: str = "normal",
+        family: str | Family = "normal",
         spread: float = 1.0,
         constant_scale: bool = False,
     ) -> None:
@@ -62,12 +70,14 @@ class MixtureHead(nn.Module):
         integer("components", components)
         if targets is not None:
             integer("targets", targets)
-        if family not in FAMILIES:
+        if not isinstance(family, Family) and family not in FAMILIES:
             raise ValueError(f"family={family!r} is unknown: choose one of {sorted(FAMILIES)}.")
-        self.family: Family = FAMILIES[family]
+        self.family = family if isinstance(family, Family) else FAMILIES[family]
+        if constant_scale and not isinstance(self.family, NormalFamily):
+            raise ValueError(f"constant_scale needs Normal components, not {self.family.name!r}.")
         self.in_features, self.components, self.targets = in_features, components, targets
         self.spread, self.constant_scale = positive("spread", spread), constant_scale
-        outputs = components * (targets or 1) * len(self.family.parameters)
+        outputs = components * (targets or 1) * self.family.outputs
         self.weight_logits = nn.Linear(in_features, components)
         self.parameters_raw = nn.Linear(in_features, outputs)
 
@@ -102,7 +112,7 @@ class MixtureHead(nn.Module):
                     "one place a component."
                 )
         low, high = SCALE_FLOOR * self.spread, SCALE_CEILING * self.spread
-        if not bool(((scale > low) & (scale < high)).all()):
+        if self.family.support.shifts and not bool(((scale > low) & (scale < high)).all()):
             raise ValueError(
                 f"scale runs from {float(scale.min()):g} to {float(scale.max()):g}: this head's "
                 f"scales lie between {low:g} and {high:g}, which its spread sets."

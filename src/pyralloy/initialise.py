@@ -69,6 +69,8 @@ def place_components(head: MixtureHead, y: Tensor, generator: torch.Generator) -
         levels = (torch.arange(count, dtype=y.dtype, device=y.device) + 0.5) / count
         loc = torch.quantile(y, levels)
         scale = torch.full_like(loc, min(1.0, 3.4 / count))
+        if not head.family.support.shifts:
+            scale = scale * y.std()  # such a y is not standardised, or only in part
     else:
         loc = _centres(y, count, generator)
         nearest = torch.cdist(y, loc).amin(-1)

@@ -14,9 +14,10 @@ from pyralloy.checks import integer, positive
 from pyralloy.families import base_of, family_of, map_parameters
 from pyralloy.information import entropy
 from pyralloy.pooling import log_pool_weights
+from pyralloy.regions import Region, highest_density, modes
 from pyralloy.table import Table
 
-__all__ = ["EntropyParts", "Estimate", "Interval", "Mixture"]
+__all__ = ["EntropyParts", "Estimate", "Interval", "Mixture", "Modes"]
 
 
 class Interval(NamedTuple):
@@ -24,6 +25,13 @@ class Interval(NamedTuple):
 
     lower: Tensor
     upper: Tensor
+
+
+class Modes(NamedTuple):
+    """Local maxima of each density, highest first, padded with NaN: each of shape (..., R)."""
+
+    locations: Tensor
+    log_densities: Tensor
 
 
 class EntropyParts(NamedTuple):
@@ -199,6 +207,69 @@ class Mixture(MixtureAlgebra):
             raise ValueError(f"level={level!r}: give a probability strictly between 0 and 1.")
         lower, upper = self.quantile([(1.0 - level) / 2.0, (1.0 + level) / 2.0])
         return Interval(lower, upper)
+
+    def highest_density_region(self, level: float = 0.9) -> Region:
+        r"""Give the smallest region that holds probability ``level``: a union of intervals.
+
+        .. math:: \{y : p(y) \ge t\}, \quad\text{where } P\{p(Y) \ge t\} = \text{level}
+
+        Between two branches of a multimodal density it has a gap, where an equal-tailed interval
+        covers ground on which y never falls. Its ends are bracketed roots and its mass comes from
+        the cdf between them, so no component is too narrow to be found.
+
+        Args:
+            level: Probability inside, in (0, 1).
+
+        Returns:
+            A :class:`~pyralloy.regions.Region`: ``intervals`` of shape (..., R, 2) in y's units,
+            padded with NaN to the row that has most, with ``contains(y)`` and ``volume()``.
+
+        Raises:
+            ValueError: ``level`` outside (0, 1), or a density of a vector.
+
+        References:
+            Hyndman, R. J. (1996). Computing and graphing highest density regions. The American
+            Statistician 50. doi:10.1080/00031305.1996.10474359
+
+        Example:
+            >>> from pyro import distributions as dist
+            >>> loc = torch.tensor([-5.0, 5.0])
+            >>> m = Mixture(dist.Categorical(torch.ones(2)), dist.Normal(loc, 1.0))
+            >>> m.highest_density_region(0.9).intervals.round(decimals=1).tolist()
+            [[-6.6, -3.4], [3.4, 6.6]]
+            >>> [round(float(end), 1) for end in m.interval(0.9)]
+            [-6.3, 6.3]
+        """
+        self._require_scalar("highest_density_region")
+        if positive("level", level) >= 1.0:
+            raise ValueError(f"level={level!r}: give a probability strictly between 0 and 1.")
+        table = self.detach().to(torch.float64)._table(self.batch_shape)
+        return highest_density(table, level).reshape(self.batch_shape)
+
+    def modes(self) -> Modes:
+        """Find all local maxima of the density, highest first.
+
+        Returns:
+            ``locations`` in y's units and ``log_densities``, each of shape (..., R), padded with
+            NaN to the row that has most.
+
+        Raises:
+            ValueError: The density is of a vector.
+
+        References:
+            Carreira-Perpiñán, M. Á. (2000). Mode-finding for mixtures of Gaussian distributions.
+            IEEE Transactions on Pattern Analysis and Machine Intelligence 22. doi:10.1109/34.888716
+
+        Example:
+            >>> from pyro import distributions as dist
+            >>> weights = dist.Categorical(torch.tensor([0.3, 0.7]))
+            >>> m = Mixture(weights, dist.Normal(torch.tensor([-5.0, 5.0]), 1.0))
+            >>> m.modes().locations.round(decimals=2).tolist()
+            [5.0, -5.0]
+        """
+        self._require_scalar("modes")
+        found = modes(self.detach().to(torch.float64)._table(self.batch_shape))
+        return Modes(*(v.reshape(*self.batch_shape, v.shape[-1]) for v in found))
 
     def crps(self, y: Tensor) -> Tensor:
         r"""Evaluate the continuous ranked probability score, in closed form.

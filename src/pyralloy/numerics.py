@@ -34,7 +34,7 @@ def soft_between(raw: Tensor, low: float | Tensor, high: float | Tensor) -> Tens
     return low + F.softplus(high - F.softplus(high - raw) - low)
 
 
-def soft_between_inverse(value: Tensor, low: float, high: float) -> Tensor:
+def soft_between_inverse(value: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     """Invert :func:`soft_between`.
 
     Args:

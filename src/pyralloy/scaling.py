@@ -8,7 +8,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from pyralloy.families import Support
 from pyralloy.mixture import Mixture
+
+#: No bounds: free to be shifted and scaled.
+REAL_LINE = Support()
 
 __all__ = ["Standardizer"]
 
@@ -37,8 +41,14 @@ class Standardizer(nn.Module):
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
         self.register_load_state_dict_pre_hook(_take_columns)
 
-    def fit(self, values: Tensor) -> Standardizer:
-        """Set shift and scale from ``values`` (N, ...), column by column; returns itself."""
+    def fit(self, values: Tensor, support: Support = REAL_LINE) -> Standardizer:
+        """Set shift and scale from ``values`` (N, ...), column by column; returns itself.
+
+        Args:
+            values: Observations, shape (N, ...).
+            support: Where they can lie: what is positive is only scaled, and what lies on an
+                interval or counts something stays as it is.
+        """
         wide = values.detach().to(torch.float64)
         origin = wide[0]
         away = wide - origin  # keeps the digits of a small spread far from zero
@@ -48,10 +58,10 @@ class Standardizer(nn.Module):
         unit = away / size
         centre = unit.mean(0)
         spread = (unit - centre).square().mean(0).sqrt() * size
-        self.shift = origin + centre * size
+        self.shift = (origin + centre * size) * float(support.shifts)
         # Rounding leaves a constant column with a spread near eps times its size.
         flat = wide.amax(0) - wide.amin(0) <= 4 * torch.finfo(wide.dtype).eps * wide.abs().amax(0)
-        self.scale = torch.where(flat, 1.0, spread)
+        self.scale = torch.where(flat | (not support.scales), 1.0, spread)
         return self
 
     def forward(self, values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -60,7 +70,10 @@ class Standardizer(nn.Module):
 
     def undo(self, density: Mixture) -> Mixture:
         """Give a density of standardised values as one of the original values, in float64."""
-        return density.to(torch.float64)._affine(self.shift, self.scale)
+        wide = density.to(torch.float64)
+        if bool((self.scale == 1).all() & (self.shift == 0).all()):
+            return wide
+        return wide._affine(self.shift, self.scale)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002
         """Follow a module to another device, but stay float64 when it changes its dtype."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import singledispatch
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch import distributions as td
 
 from pyralloy.families import Family, family_of, map_parameters
 from pyralloy.numerics import invert_monotone
@@ -17,6 +19,21 @@ __all__ = ["Table"]
 
 #: Elements of one intermediate (rows x components); small enough to stay in a core's cache.
 CHUNK = 1 << 18
+
+#: Where landmarks lie, in standard units; uneven, lest one be a stationary point of the density.
+UNITS = (0.03, 0.57, 1.13, 1.79, 2.57, 3.73, 5.53, 9.03)
+
+#: How far from a threshold the log density may be where it crosses, and how much mass may lie
+#: between; and a bound on the steps, of which 3 to 6 are usual.
+CROSSING_TOLERANCE, MAX_STEPS = 1e-11, 200
+
+
+class Slopes(NamedTuple):
+    """A log density with its first and second derivative in y, all of one shape."""
+
+    value: Tensor
+    first: Tensor
+    second: Tensor
 
 
 @dataclass(frozen=True)
@@ -43,6 +60,10 @@ class Table:
         """Pick rows."""
         return Table(self.weights[rows], map_parameters(self.components, lambda p: p[rows], 0))
 
+    def among(self, rows: Tensor) -> Table:
+        """Pick distinct rows, in order, without a copy where they are all."""
+        return self if rows.shape[0] == len(self) else self.take(rows)
+
     def chunks(self, width: int) -> Iterator[slice]:
         """Split the rows so that an intermediate of ``width`` numbers a row fits in the cache."""
         step = max(1, CHUNK // width)
@@ -60,6 +81,106 @@ class Table:
         log_weights = self.weights.log()[(slice(None), *(None,) * (y.ndim - 1))]
         return torch.logsumexp(log_weights + components.log_prob(points), -1)
 
+    def slopes(self, y: Tensor) -> Slopes:
+        r"""Evaluate the log density at ``y`` (M, P), with its derivatives.
+
+        .. math:: (\log p)' = \sum_k r_k (\log f_k)', \quad
+                  (\log p)'' = \sum_k r_k \{(\log f_k)'^2 + (\log f_k)''\} - (\log p)'^2,
+                  \quad r_k = w_k f_k / p
+
+        Scaled by ``p``, the slope keeps its sign where the density itself underflows.
+        """
+        points, count = y.shape[1], self.weights.shape[1]
+        # Components lead, (K, M, P): sums over them then run along whole vectors.
+        log_weights = self.weights.log().T[..., None].contiguous()
+        components = map_parameters(self.components, lambda p: p.T[..., None].contiguous(), 0)
+        result = Slopes(*(torch.empty_like(y) for _ in range(3)))
+        across = max(1, CHUNK // count)
+        down = max(1, across // max(points, 1))
+        for top in range(0, len(self), down):
+            rows = slice(top, top + down)
+            part = map_parameters(components, lambda p, rows=rows: p[:, rows], 0)
+            for left in range(0, points, across):
+                where = (rows, slice(left, left + across))
+                found = _mix(log_weights[:, rows], log_slopes(part, y[where]))
+                for whole, piece in zip(result, found, strict=True):
+                    whole[where] = piece
+        return result
+
+    def support(self) -> tuple[Tensor, Tensor]:
+        """Give the ends of the support, (M,) each, infinite where there is none."""
+        support, live = self.components.support, self.weights > 0
+        low = torch.as_tensor(getattr(support, "lower_bound", -math.inf)).to(self.weights)
+        high = torch.as_tensor(getattr(support, "upper_bound", math.inf)).to(self.weights)
+        return (
+            torch.where(live, low, math.inf).amin(-1),
+            torch.where(live, high, -math.inf).amax(-1),
+        )
+
+    def limit(self, end: Tensor, near: Tensor) -> Tensor:
+        """Evaluate the log density (M,) at ``end``, or at ``near`` where it is not a number."""
+        value, beside = self.log_prob(end), self.log_prob(near)
+        beside = beside.nan_to_num(-math.inf, math.inf, -math.inf)
+        return torch.where(value.isnan(), beside, value)
+
+    def crossing(
+        self,
+        t: Tensor,
+        ends: tuple[Tensor, Tensor],
+        values: tuple[Tensor, Tensor],
+        guess: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Solve ``log p(y) = t`` in brackets where the density is monotone.
+
+        Newton's method, halving the bracket where a step would leave it or gains too little.
+
+        Args:
+            t: Log densities to reach, shape (M,).
+            ends: The brackets, (M,) each; one of no width is its own answer.
+            values: Log densities at the ends.
+            guess: Where to start, (M,); interpolated where that is outside or NaN.
+
+        Returns:
+            The solutions and the slopes of the log density there, (M,) each; the slope is infinite
+            where the bracket has no width.
+        """
+        (a, b), rise = ends, values[1] - values[0]
+        chord = a + (b - a) * ((t - values[0]) / rise)
+        guess = torch.where((guess > a) & (guess < b), guess, chord)
+
+        def gap(y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            at = self.among(rows).slopes(y[:, None])
+            gap, slope = at.value[:, 0] - t[rows], at.first[:, 0]
+            left_over = (at.second[:, 0] / 2 * (gap / slope).square()).abs()
+            mass = left_over / slope.abs() * t[rows].exp()
+            return gap, slope, torch.maximum(left_over, mass) <= CROSSING_TOLERANCE
+
+        return newton(gap, ends, guess, rise > 0)
+
+    def turning(self, ends: tuple[Tensor, Tensor], slopes: tuple[Tensor, Tensor]) -> Tensor:
+        """Solve ``(log p)'(y) = 0`` in brackets.
+
+        Args:
+            ends: The brackets, (M,) each.
+            slopes: Slopes of the log density at the ends, of opposite signs.
+
+        Returns:
+            The solutions, (M,).
+        """
+        (a, b), (first_a, first_b) = ends, slopes
+        resolution = 1e-6 * (b - a)  # of a step, and so the square of it after the step
+
+        def slope(y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            at = self.among(rows).slopes(y[:, None])
+            first, second = at.first[:, 0], at.second[:, 0]
+            return first, second, (first / second).abs() <= resolution[rows]
+
+        return newton(slope, ends, a + (b - a) * (first_a / (first_a - first_b)), first_b > 0)[0]
+
+    def landmarks(self) -> Tensor:
+        """Place points (M, P) throughout each component, in its own units."""
+        return landmarks(self.components)
+
     def quantile(self, u: Tensor) -> Tensor:
         """Invert the cdf at ``u`` (M,), from a bracket between the components' own quantiles."""
         return self._by_chunk(self.weights.shape[1], _quantile, u)
@@ -71,7 +192,9 @@ class Table:
     def dispersion(self) -> Tensor:
         """Evaluate half the expected distance between two draws, shape (M,)."""
         count = self.weights.shape[1]
-        parts = (self.take(part) for part in self.chunks(count * (count + 1) // 2))
+        closed = type(self.family).dispersion is not Family.dispersion
+        width = count * (count + 1) // 2 if closed else 200 * count * count
+        parts = (self.take(part) for part in self.chunks(width))
         halves = [t.family.dispersion(t.weights, t.components) for t in parts]
         return torch.cat(halves) if halves else self.weights.sum(-1)
 
@@ -80,6 +203,106 @@ class Table:
     ) -> Tensor:
         parts = [function(self.take(part), values[part]) for part in self.chunks(width)]
         return torch.cat(parts) if parts else values.clone()
+
+
+def newton(
+    function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
+    ends: tuple[Tensor, Tensor],
+    guess: Tensor,
+    rising: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Find a root in each bracket by Newton's method, halving where a step leaves it or is poor.
+
+    Args:
+        function: ``(y, rows) -> (values, derivatives, whether one more step is close enough)``, all
+            of shape (M',).
+        ends: The brackets, (M,) each; one of no width is its own answer.
+        guess: Where to start, (M,); the middle is taken where that is outside.
+        rising: Whether the function rises from below zero to above, (M,).
+
+    Returns:
+        The roots and the derivatives there (infinite for a bracket of no width), (M,) each.
+    """
+    a, b = ends
+    root, rate = a.clone(), torch.full_like(a, math.inf)
+    rows = (b > a).nonzero()[:, 0]
+    a, b, y, rising, before = (v[rows] for v in (a, b, guess, rising, rate))
+    y = torch.where((y > a) & (y < b), y, (a + b) / 2)
+    for _ in range(MAX_STEPS):
+        if rows.numel() == 0:
+            break
+        value, slope, close = function(y, rows)
+        left = (value > 0) == rising
+        a, b = torch.where(left, a, y), torch.where(left, y, b)
+        new = y - value / slope
+        safe = (new > a) & (new < b) & (value.abs() < 0.5 * before)
+        near = close & (new >= a) & (new <= b)
+        root[rows], rate[rows] = torch.where(near, new, y), slope
+        narrow = b - a <= 4 * torch.finfo(y.dtype).eps * torch.maximum(a.abs(), b.abs())
+        y = torch.where(safe, new, (a + b) / 2)
+        keep = ~(near | narrow)
+        rows, a, b, y, rising, before = (v[keep] for v in (rows, a, b, y, rising, value.abs()))
+    return root, rate
+
+
+@singledispatch
+def log_slopes(component: Any, y: Tensor) -> Slopes:
+    """Differentiate the log densities of components at ``y``, broadcastable, for any family."""
+    with torch.enable_grad():
+        shape = torch.broadcast_shapes(y.shape, component.batch_shape)
+        y = y.detach().expand(shape).clone().requires_grad_()
+        value = component.log_prob(y)
+        (first,) = torch.autograd.grad(value.sum(), y, create_graph=True)
+        second = None
+        if first.requires_grad:
+            (second,) = torch.autograd.grad(first.sum(), y, allow_unused=True)
+    first, second = first.detach(), torch.zeros_like(y) if second is None else second.detach()
+    inside = component.support.check(y.detach()) & first.isfinite() & second.isfinite()
+    return Slopes(
+        torch.where(inside, value.detach(), -math.inf),
+        torch.where(inside, first, 0.0),
+        torch.where(inside, second, 0.0),
+    )
+
+
+@log_slopes.register
+def _(component: td.Normal, y: Tensor) -> Slopes:
+    rate = component.scale.reciprocal()
+    z = (component.loc - y) * rate
+    value = torch.addcmul(rate.log() - 0.5 * math.log(2 * math.pi), z, z, value=-0.5)
+    return Slopes(value, z.mul_(rate), -rate.square())
+
+
+def _mix(log_weights: Tensor, parts: Slopes) -> Slopes:
+    """Combine components (K, ...) into the mixture (...)."""
+    terms = parts.value.add_(log_weights)
+    top = terms.amax(0)
+    terms = terms.sub_(top.clamp_min(torch.finfo(top.dtype).min)).exp_()
+    total = terms.sum(0)
+    first = terms * parts.first
+    mean = first.sum(0) / total
+    second = (first.mul_(parts.first).sum(0) + terms.mul_(parts.second).sum(0)) / total
+    return Slopes(top + total.log(), mean, second - mean.square())
+
+
+@singledispatch
+def landmarks(component: Any) -> Tensor:
+    """Place points (M, P) throughout components (M, K) of any family, by their quantiles."""
+    like, family = component.mean, family_of(component)
+    units = torch.tensor([-u for u in reversed(UNITS[:-1])] + list(UNITS[:-1])).to(like)
+    levels = torch.special.ndtr(units)[:, None, None].expand(-1, *like.shape)
+    points = family.icdf(component, levels)  # (P', M, K)
+    centre = getattr(component, "loc", like)
+    # A density may have a kink at its location: a point on either side.
+    gap = 1e-9 * (points[-1] - points[0]).abs()
+    beside = torch.stack([centre - gap, centre + gap])
+    return torch.cat([points, beside]).movedim(0, -1).flatten(1)
+
+
+@landmarks.register
+def _(component: td.Normal) -> Tensor:
+    units = torch.tensor([-u for u in UNITS[1:]] + list(UNITS)).to(component.loc)
+    return (component.loc[..., None] + component.scale[..., None] * units).flatten(1)
 
 
 def _distance(table: Table, y: Tensor) -> Tensor:
@@ -93,6 +316,17 @@ def _quantile(table: Table, u: Tensor) -> Tensor:
     high = torch.where(live, ends, -math.inf).amax(-1)
 
     def cdf(y: Tensor, rows: Tensor) -> Tensor:
-        return (table if rows.shape[0] == len(table) else table.take(rows)).cdf(y)
+        return table.among(rows).cdf(y)
 
-    return invert_monotone(cdf, u, low, high)
+    y = invert_monotone(cdf, u, low, high)
+    return _least_integer(table, u, y) if table.family.support.integer else y
+
+
+def _least_integer(table: Table, u: Tensor, near: Tensor) -> Tensor:
+    """Give the least integer whose cdf reaches ``u``; the root of a step lies within one of it."""
+    found = near.round() + 2.0
+    for step in (1.0, 0.0, -1.0, -2.0):
+        below = near.round() + step
+        reached = (table.cdf(below) >= u) & (below >= 0.0)
+        found = torch.where(reached & (found == below + 1.0), below, found)
+    return torch.where(u > 0, found, near)

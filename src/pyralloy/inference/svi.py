@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyralloy.checks import as_values, integer, paired, positive
+from pyralloy.families import Family
 from pyralloy.inference.fit import Fit
 from pyralloy.inference.objective import FlatParameters, Objective, empty_guide, pyro_runtime
 from pyralloy.inference.training import Batches, Callback, Plan, train
@@ -131,7 +132,7 @@ def _fit(
     """Train on rows that were checked; ``generator`` is None where the weights stay."""
     reference = rows if held_out is None else held_out
     model.x_scaling.fit(rows.x)
-    model.y_scaling.fit(rows.y)
+    model.y_scaling.fit(rows.y, model.head.family.support)
     z, t = _standardised(model, rows)
     if generator is not None:
         _initialise(model, z, t, generator)
@@ -182,6 +183,7 @@ def _door(model: MDN, x: Any, y: Any) -> Rows:
             f"y has shape {tuple(y.shape)} and the head, with targets={targets}, needs {wanted}: "
             "reshape y, or make the head with targets=None for (N,) and targets=D for (N, D)."
         )
+    _require_support(y, model.head.family)
     trunk = model.trunk
     if isinstance(trunk, MLP) and x.shape[1:] != (trunk.in_features,):
         raise ValueError(
@@ -220,6 +222,22 @@ def _split(
     order = torch.randperm(count, generator=generator).to(rows.x.device)
     out, kept = order[:held], order[held:].sort().values
     return Rows(rows.x[kept], rows.y[kept]), Rows(rows.x[out], rows.y[out])
+
+
+def _require_support(y: Tensor, family: Family) -> None:
+    low, high, integer = family.support
+    outside = (y < low) | (y > high)
+    if integer:
+        outside |= y != y.round()
+    else:
+        outside |= (y == low) | (y == high)
+    if bool(outside.any()):
+        kind = "integers" if integer else "numbers strictly"
+        first = int(outside.reshape(len(y), -1).any(-1).nonzero()[0])
+        raise ValueError(
+            f"y holds {y[first].tolist()} at row {first}: components of family {family.name!r} "
+            f"are for {kind} between {low:g} and {high:g}; choose another family or transform y."
+        )
 
 
 def _require_spread(y: Tensor) -> None:

@@ -1,0 +1,137 @@
+"""What do exact answers cost, beside what people do instead?
+
+    python benchmarks/mixture.py [--rows 100000] [--components 20]
+
+One thread, one process, CPU seconds, the same random Normal mixtures throughout:
+
+- 10 samples a row, beside a double loop over rows and draws (timed on some rows, extrapolated);
+- 9 quantiles a row, beside scipy's `brentq` row by row (likewise);
+- the exact CRPS, beside scoringrules' estimate from 100 draws a row, drawing not counted;
+- 90 % highest-density regions, beside the nine quantiles.
+
+Each line prints the ratio, what it is asked to be, and the largest error seen.
+"""
+
+import argparse
+import sys
+import time
+
+import numpy as np
+import scoringrules
+import torch
+from pyro import distributions as dist
+from scipy.optimize import brentq
+from scipy.special import ndtr
+
+import pyralloy as pa
+
+LEVELS = [0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975]
+
+
+def random_mixture(rows, components):
+    """Give Normal mixtures, overlapping and separated, with scales over four decades."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (rows, components)
+    loc = 3.0 * torch.randn(shape, generator=generator)
+    scale = 10.0 ** (4.0 * torch.rand(shape, generator=generator) - 3.0)
+    logits = 1.5 * torch.randn(shape, generator=generator)
+    return pa.Mixture(dist.Categorical(logits=logits), dist.Normal(loc, scale))
+
+
+def timed(function, repeats=3):
+    """Give the least CPU seconds of some calls, and the last result."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.process_time()
+        result = function()
+        seconds.append(time.process_time() - start)
+    return min(seconds), result
+
+
+def double_loop(density, rows, draws):
+    """Draw as the notebook does: for each row, for each draw, pick a component, then a Normal."""
+    weights = density.weights.double().numpy()
+    weights /= weights.sum(-1, keepdims=True)
+    loc, scale = density.components.loc.numpy(), density.components.scale.numpy()
+    rng = np.random.default_rng(0)
+    drawn = np.empty((rows, draws))
+    for i in range(rows):
+        for j in range(draws):
+            k = rng.choice(weights.shape[1], p=weights[i])
+            drawn[i, j] = rng.normal(loc[i, k], scale[i, k])
+    return drawn
+
+
+def root_by_root(density, rows):
+    """Find each quantile of each row by scipy's brentq."""
+    weights = density.weights.double().numpy()
+    loc, scale = (v.double().numpy() for v in (density.components.loc, density.components.scale))
+    found = np.empty((len(LEVELS), rows))
+    for i in range(rows):
+        low, high = (loc[i] - 9 * scale[i]).min(), (loc[i] + 9 * scale[i]).max()
+        for j, level in enumerate(LEVELS):
+            found[j, i] = brentq(
+                lambda y, i=i, u=level: weights[i] @ ndtr((y - loc[i]) / scale[i]) - u, low, high
+            )
+    return found
+
+
+def report(name, ratio, asked, *, at_least, note):
+    kept = ratio >= asked if at_least else ratio <= asked
+    sign = ">=" if at_least else "<="
+    print(f"{name:44}{ratio:9.2f}  asked {sign} {asked:<6g}{'yes' if kept else 'NO':>4}  {note}")
+    return kept
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--components", type=int, default=20)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    density = random_mixture(options.rows, options.components)
+    few, rows = 500, options.rows
+    kept = True
+
+    ours, _ = timed(lambda: density.sample((10,), generator=torch.Generator().manual_seed(0)))
+    loop, _ = timed(lambda: double_loop(density, few, 10), repeats=1)
+    ratio = loop / few * rows / ours
+    kept &= report(
+        "10 samples: double loop / ours", ratio, 200, at_least=True, note=f"{ours:.2f} s"
+    )
+
+    quantiles, found = timed(lambda: density.quantile(LEVELS), repeats=2)
+    roots, exact = timed(lambda: root_by_root(density, few), repeats=1)
+    spread = density.stddev[:few].numpy()
+    error = np.abs(found[:, :few].numpy() - exact).max(0) / spread
+    ratio = roots / few * rows / quantiles
+    note = f"{quantiles:.2f} s; error {error.max():.0e} sd"
+    kept &= report("9 quantiles: brentq / ours", ratio, 50, at_least=True, note=note)
+
+    y = density.sample(generator=torch.Generator().manual_seed(1))
+    ours, _ = timed(lambda: density.crps(y), repeats=2)
+    draws = density.sample((100,), generator=torch.Generator().manual_seed(2)).T.double().numpy()
+    theirs, _ = timed(lambda: scoringrules.crps_ensemble(y.double().numpy(), draws), repeats=2)
+    wide = density[:few].to(torch.float64)
+    reference = scoringrules.crps_mixnorm(
+        y[:few].double().numpy(),
+        wide.components.loc.numpy(),
+        wide.components.scale.numpy(),
+        wide.weights.numpy(),
+    )
+    error = np.abs(wide.crps(y[:few]).numpy() - reference).max()
+    note = f"{ours:.2f} s; error {error:.0e}"
+    kept &= report("CRPS: ours / 100-draw estimate", ours / theirs, 1, at_least=False, note=note)
+
+    ours, region = timed(lambda: density.highest_density_region(0.9), repeats=1)
+    mass = density.to(torch.float64).cdf(region.intervals.double().movedim((-2, -1), (0, 1)))
+    held = torch.nan_to_num(mass[:, 1] - mass[:, 0]).sum(0)
+    note = f"{ours:.2f} s; mass off by at most {float((held - 0.9).abs().max()):.0e}"
+    kept &= report(
+        "90 % regions: ours / 9 quantiles", ours / quantiles, 8, at_least=False, note=note
+    )
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,378 @@
+"""Families of y in an interval: Beta and truncated normal. Both are closed under affine maps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from pyro import distributions as dist
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor
+from torch.distributions.utils import broadcast_all
+
+from pyralloy.families.contract import (
+    SCALE_FLOOR,
+    Family,
+    Support,
+    distance_from_partial_mean,
+    invert_cdf,
+    within,
+)
+from pyralloy.numerics import soft_between, soft_between_inverse
+from pyralloy.special import betainc, log_beta_kernel
+
+__all__ = ["BetaFamily", "IntervalBeta", "TruncatedNormal", "TruncatedNormalFamily"]
+
+
+class IntervalBeta(TorchDistribution):
+    r"""A Beta stretched over ``[low, high]``, with a log density stable at large concentrations.
+
+    .. math:: f(y) = \frac{x^{a-1} (1-x)^{b-1}}{B(a, b) (h - l)}, \quad x = \frac{y - l}{h - l}
+
+    Args:
+        concentration1: a, above 0.
+        concentration0: b, above 0.
+        low: Lower end l, in y's units.
+        high: Upper end h, above ``low``.
+        validate_args: As in torch.
+
+    Example:
+        >>> percent = IntervalBeta(torch.tensor(2.0), 2.0, 0.0, 100.0)
+        >>> round(float(percent.mean), 3), round(float(percent.log_prob(torch.tensor(50.0))), 3)
+        (50.0, -4.2)
+    """
+
+    has_rsample = True
+
+    def __init__(
+        self,
+        concentration1: Tensor | float,
+        concentration0: Tensor | float,
+        low: Tensor | float = 0.0,
+        high: Tensor | float = 1.0,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        values = broadcast_all(concentration1, concentration0, low, high)
+        self.concentration1, self.concentration0, self.low, self.high = values
+        super().__init__(self.low.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> IntervalBeta:
+        """Expand to a larger batch shape."""
+        values = (self.concentration1, self.concentration0, self.low, self.high)
+        expanded = (v.expand(batch_shape) for v in values)
+        return IntervalBeta(*expanded, validate_args=self._validate_args)
+
+    @property
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        """What is checked when the distribution is made."""
+        real, positive = constraints.real, constraints.positive
+        return {"concentration1": positive, "concentration0": positive, "low": real, "high": real}
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The interval."""
+        return constraints.interval(self.low, self.high)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, in y's units."""
+        total = self.concentration1 + self.concentration0
+        return (self.low * self.concentration0 + self.high * self.concentration1) / total
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance, in y's units squared."""
+        a, b = self.concentration1, self.concentration0
+        return (self.high - self.low).square() * a * b / ((a + b).square() * (a + b + 1))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Evaluate the log density; infinite at an end whose concentration is below 1."""
+        if self._validate_args:
+            self._validate_sample(value)
+        width = self.high - self.low
+        x, rest = (value - self.low) / width, (self.high - value) / width
+        kernel = log_beta_kernel(self.concentration1, self.concentration0, x, rest)
+        return kernel - x.log() - rest.log() - width.log()
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """Draw samples with a gradient."""
+        unit = dist.Beta(self.concentration1, self.concentration0, validate_args=False)
+        return self.low + (self.high - self.low) * unit.rsample(torch.Size(sample_shape))
+
+
+class BetaFamily(Family):
+    """Beta components on an interval; concentrations lie softly between 1/2 and 10,000.
+
+    Args:
+        low: Lower end of y's interval, in the units the head works in.
+        high: Upper end.
+
+    Example:
+        >>> BetaFamily(0.0, 100.0).support.high
+        100.0
+    """
+
+    name = "beta"
+    distribution = IntervalBeta
+    parameters = ("concentration1", "concentration0", "low", "high")
+
+    def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
+        self.support = _interval(low, high)
+
+    @property
+    def outputs(self) -> int:
+        """Two: the interval is given."""
+        return 2
+
+    def from_raw(self, raw: Tensor, spread: float) -> Any:
+        """Map ``raw`` (..., 2), logs of both concentrations, to ``IntervalBeta``."""
+        a, b = soft_between(raw, *_LOG_CONCENTRATIONS).exp().unbind(-1)
+        return IntervalBeta(a, b, self.support.low, self.support.high)
+
+    def to_raw(self, loc: Tensor, scale: Tensor, spread: float) -> Tensor:
+        """Invert :meth:`from_raw`: components of mean ``loc`` and standard deviation ``scale``."""
+        low, high = (math.exp(v) for v in _LOG_CONCENTRATIONS)
+        width = self.support.high - self.support.low
+        mean = ((loc - self.support.low) / width).clamp(1e-3, 1 - 1e-3)
+        least, most = torch.minimum(mean, 1 - mean), torch.maximum(mean, 1 - mean)
+        total = mean * (1 - mean) / (scale / width).square() - 1
+        total = torch.minimum(torch.maximum(total, 1.01 * low / least), high / (1.01 * most))
+        concentrations = torch.stack([mean * total, (1 - mean) * total], -1)
+        return soft_between_inverse(concentrations.log(), *_LOG_CONCENTRATIONS)
+
+    def cdf(self, component: Any, y: Tensor) -> Tensor:
+        """Evaluate the cdf, the regularised incomplete beta function."""
+        x = ((y - component.low) / (component.high - component.low)).clamp(0.0, 1.0)
+        return betainc(component.concentration1, component.concentration0, x)
+
+    def icdf(self, component: Any, u: Tensor) -> Tensor:
+        """Invert the cdf over the log-odds of y, without gradient."""
+        a, b = component.concentration1, component.concentration0
+        high = torch.full_like(u, 700.0)
+        odds = invert_cdf(lambda w, a, b: betainc(a, b, w.sigmoid()), u, -high, high, a, b)
+        width, up = component.high - component.low, odds > 0
+        from_low = component.low + width * odds.sigmoid()
+        y = torch.where(up, component.high - width * (-odds).sigmoid(), from_low)
+        return torch.where(u == 0, component.low, torch.where(u == 1, component.high, y)).to(a)
+
+    def affine(self, component: Any, shift: Tensor, scale: Tensor) -> Any:
+        """Give the Beta on the mapped interval, mirrored where ``scale`` is negative."""
+        low, high = shift + scale * component.low, shift + scale * component.high
+        a, b, flip = component.concentration1, component.concentration0, scale < 0
+        return IntervalBeta(
+            torch.where(flip, b, a), torch.where(flip, a, b),
+            torch.minimum(low, high), torch.maximum(low, high),
+        )  # fmt: skip
+
+    def distance(self, component: Any, y: Tensor) -> Tensor:
+        r"""Evaluate it by :math:`E[X; X \le x] = E[X] \, I_x(a + 1, b)` on the unit interval.
+
+        References:
+            Jordan, A., Krüger, F., & Lerch, S. (2019). Evaluating probabilistic forecasts with
+            scoringRules. Journal of Statistical Software 90. doi:10.18637/jss.v090.i12
+        """
+        a, b, width = component.concentration1, component.concentration0, component.high
+        width = width - component.low
+        beyond = (y - component.high).clamp_min(0.0) + (component.low - y).clamp_min(0.0)
+        x = ((y - component.low) / width).clamp(0.0, 1.0)
+        mean = a / (a + b)
+        inside = distance_from_partial_mean(x, betainc(a, b, x), mean, mean * betainc(a + 1, b, x))
+        return beyond + width * inside
+
+
+class TruncatedNormal(TorchDistribution):
+    r"""A normal given that it falls in ``[low, high]``.
+
+    .. math:: f(y) = \frac{\varphi\bigl((y - \mu) / \sigma\bigr)}
+                          {\sigma \bigl(\Phi(\beta) - \Phi(\alpha)\bigr)}, \quad
+              \alpha = \frac{l - \mu}{\sigma}, \; \beta = \frac{h - \mu}{\sigma}
+
+    Args:
+        loc: Mean of the normal, no more than 35 ``scale`` outside the interval.
+        scale: Its standard deviation, above 0.
+        low: Lower end l of the interval, in y's units.
+        high: Upper end h, above ``low``.
+        validate_args: As in torch.
+
+    Example:
+        >>> share = TruncatedNormal(torch.tensor(0.0), 1.0, 0.0, 1.0)
+        >>> round(float(share.mean), 4), round(float(share.icdf(torch.tensor(0.5))), 4)
+        (0.4599, 0.4418)
+    """
+
+    has_rsample = True
+
+    def __init__(
+        self,
+        loc: Tensor | float,
+        scale: Tensor | float,
+        low: Tensor | float = 0.0,
+        high: Tensor | float = 1.0,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.loc, self.scale, self.low, self.high = broadcast_all(loc, scale, low, high)
+        super().__init__(self.loc.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> TruncatedNormal:
+        """Expand to a larger batch shape."""
+        expanded = (v.expand(batch_shape) for v in (self.loc, self.scale, self.low, self.high))
+        return TruncatedNormal(*expanded, validate_args=self._validate_args)
+
+    @property
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        """What is checked when the distribution is made."""
+        real, positive = constraints.real, constraints.positive
+        return {"loc": real, "scale": positive, "low": real, "high": real}
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The interval."""
+        return constraints.interval(self.low, self.high)
+
+    @property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Both ends in standard units."""
+        return (self.low - self.loc) / self.scale, (self.high - self.loc) / self.scale
+
+    @property
+    def mass(self) -> Tensor:
+        """What the normal gives to the interval."""
+        return _normal_between(*self.ends)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, in y's units."""
+        alpha, beta = self.ends
+        return self.loc + self.scale * (_phi(alpha) - _phi(beta)) / self.mass
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance, in y's units squared."""
+        (alpha, beta), mass = self.ends, self.mass
+        moved = (_phi(alpha) - _phi(beta)) / mass
+        return self.scale.square() * (
+            1 + (alpha * _phi(alpha) - beta * _phi(beta)) / mass - moved.square()
+        )
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Evaluate the log density."""
+        if self._validate_args:
+            self._validate_sample(value)
+        z = (value - self.loc) / self.scale
+        return -0.5 * (z.square() + math.log(2 * math.pi)) - (self.scale * self.mass).log()
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Evaluate the cdf: 0 below the interval and 1 above."""
+        z = (torch.minimum(torch.maximum(value, self.low), self.high) - self.loc) / self.scale
+        return _normal_between(self.ends[0], z) / self.mass
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Evaluate the quantile function, counting from the nearer tail of the normal."""
+        (alpha, beta), mass = self.ends, self.mass
+        below, above = _ndtr(alpha) + value * mass, _ndtr(-beta) + (1 - value) * mass
+        z = torch.where(below < 0.5, torch.special.ndtri(below), -torch.special.ndtri(above))
+        return torch.minimum(torch.maximum(self.loc + self.scale * z, self.low), self.high)
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """Draw samples by inversion, with a gradient."""
+        return self.icdf(torch.rand(self._extended_shape(sample_shape)).to(self.loc))
+
+
+class TruncatedNormalFamily(Family):
+    """Truncated normal components; the mode lies softly in the interval.
+
+    The scale lies softly between 1/100 of the spread (or the interval, if that is smaller) and 10
+    intervals, where the density is nearly flat.
+
+    Args:
+        low: Lower end of y's interval, in the units the head works in.
+        high: Upper end.
+    """
+
+    name = "truncated_normal"
+    distribution = TruncatedNormal
+    parameters = ("loc", "scale", "low", "high")
+
+    def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
+        self.support = _interval(low, high)
+
+    @property
+    def outputs(self) -> int:
+        """Two: the interval is given."""
+        return 2
+
+    def from_raw(self, raw: Tensor, spread: float) -> Any:
+        """Map ``raw`` (..., 2), log-odds of the mode and a log-scale, to ``TruncatedNormal``."""
+        low, high, _ = self.support
+        odds, log_scale = raw.unbind(-1)
+        loc = low + (high - low) * soft_between(odds, -_MOST_ODDS, _MOST_ODDS).sigmoid()
+        scale = soft_between(log_scale, *self._log_scales(spread)).exp()
+        return TruncatedNormal(loc, scale, low, high)
+
+    def to_raw(self, loc: Tensor, scale: Tensor, spread: float) -> Tensor:
+        """Give the raw outputs of components of mode ``loc`` and, untruncated, width ``scale``."""
+        low, high, _ = self.support
+        least = torch.tensor(-0.99 * _MOST_ODDS).sigmoid().item()
+        share = ((loc - low) / (high - low)).clamp(least, 1 - least)
+        odds = soft_between_inverse(share.logit(), -_MOST_ODDS, _MOST_ODDS)
+        ends = self._log_scales(spread)
+        width = within(scale, *(math.exp(v) for v in ends))
+        return torch.stack([odds, soft_between_inverse(width.log(), *ends)], -1)
+
+    def affine(self, component: Any, shift: Tensor, scale: Tensor) -> Any:
+        """Give the truncated normal on the mapped interval."""
+        low, high = shift + scale * component.low, shift + scale * component.high
+        loc, width = shift + scale * component.loc, scale.abs() * component.scale
+        return TruncatedNormal(loc, width, torch.minimum(low, high), torch.maximum(low, high))
+
+    def distance(self, component: Any, y: Tensor) -> Tensor:
+        r"""Evaluate it by the partial mean, where :math:`Z = \Phi(\beta) - \Phi(\alpha)`.
+
+        .. math:: E[Y; Y \le y] = \mu F(y) - \sigma \bigl( \varphi(z) - \varphi(\alpha) \bigr) / Z
+
+        References:
+            Thorarinsdottir, T. L., & Gneiting, T. (2010). Probabilistic forecasts of wind speed:
+            ensemble model output statistics by using heteroscedastic censored regression. JRSS A
+            173. doi:10.1111/j.1467-985X.2009.00616.x
+        """
+        t = torch.minimum(torch.maximum(y, component.low), component.high)
+        gap, cdf = t - component.loc, component.cdf(t)
+        bend = component.scale * (_phi(gap / component.scale) - _phi(component.ends[0]))
+        # Measured from loc, so that no large mean cancels.
+        inside = distance_from_partial_mean(
+            gap, cdf, component.mean - component.loc, -bend / component.mass
+        )
+        return inside + (y - t).abs()
+
+    def _log_scales(self, spread: float) -> tuple[float, float]:
+        width = self.support.high - self.support.low
+        return math.log(SCALE_FLOOR * min(spread, width)), math.log(10 * width)
+
+
+_LOG_CONCENTRATIONS = (math.log(0.5), math.log(1e4))
+#: Log-odds of the mode of a truncated normal within its interval: to 1/1000 of its ends.
+_MOST_ODDS = 7.0
+
+
+def _interval(low: float, high: float) -> Support:
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"low={low!r}, high={high!r}: give two finite numbers, the lower first.")
+    return Support(float(low), float(high))
+
+
+def _normal_between(alpha: Tensor, beta: Tensor) -> Tensor:
+    r"""Evaluate :math:`\Phi(\beta) - \Phi(\alpha)` in the tail where it does not cancel."""
+    flip = alpha > 0
+    low, high = torch.where(flip, -beta, alpha), torch.where(flip, -alpha, beta)
+    return _ndtr(high) - _ndtr(low)
+
+
+def _ndtr(z: Tensor) -> Tensor:
+    return 0.5 * torch.special.erfc(z * -math.sqrt(0.5))
+
+
+def _phi(z: Tensor) -> Tensor:
+    return torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)

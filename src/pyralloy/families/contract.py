@@ -1,0 +1,243 @@
+"""What pyralloy knows of one kind of component, and what every kind inherits."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyralloy.families.quadrature import dispersion_integral, distance_integral
+from pyralloy.numerics import invert_monotone, soft_between, soft_between_inverse
+
+__all__ = [
+    "SCALE_CEILING",
+    "SCALE_FLOOR",
+    "Family",
+    "Support",
+    "distance_from_partial_mean",
+    "invert_cdf",
+    "positive_from_raw",
+    "positive_to_raw",
+    "scale_bounds",
+    "scaling_only",
+    "within",
+]
+
+#: Soft bounds on the standard deviation of a component, relative to the spread of y. A finer floor
+#: lets components collapse on single rows of a small or rounded data set.
+SCALE_FLOOR, SCALE_CEILING = 1e-2, 1e2
+
+
+class Support(NamedTuple):
+    """Where y can lie, and so how it may be standardised.
+
+    The real line allows a shift and a scale, ``(0, inf)`` a scale only, an interval the one map
+    onto the interval that the family was made for, and integers nothing.
+
+    Attributes:
+        low: Lower end, or ``-inf``.
+        high: Upper end, or ``inf``.
+        integer: Whether y counts something.
+
+    Example:
+        >>> Support(0.0).shifts, Support().shifts
+        (False, True)
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    integer: bool = False
+
+    @property
+    def shifts(self) -> bool:
+        """Whether y may be shifted and scaled freely."""
+        return math.isinf(self.low) and math.isinf(self.high) and not self.integer
+
+    @property
+    def scales(self) -> bool:
+        """Whether y may be divided by a number of one's choice."""
+        return not self.integer and math.isinf(self.high)
+
+
+class Family(ABC):
+    """What pyralloy knows of one kind of component; subclass and register to add a kind.
+
+    Attributes:
+        name: What opens it at the door, as in ``MixtureHead(family=name)``.
+        distribution: The Pyro distribution of one component.
+        parameters: Names of its parameters, in the order in which the constructor takes them.
+        support: Where y lies; the whole line unless a family says otherwise.
+    """
+
+    name: str
+    distribution: type[Any]
+    parameters: tuple[str, ...]
+    support: Support = Support()
+
+    @property
+    def outputs(self) -> int:
+        """How many raw outputs make one component: one a parameter, unless some are given."""
+        return len(self.parameters)
+
+    @abstractmethod
+    def from_raw(self, raw: Tensor, spread: float) -> Any:
+        """Map raw outputs ``(..., P)`` to components ``(...)``; ``spread`` is y's, in its units."""
+
+    @abstractmethod
+    def to_raw(self, loc: Tensor, scale: Tensor, spread: float) -> Tensor:
+        """Give the raw outputs ``(..., P)`` of components of mean ``loc`` and deviation ``scale``.
+
+        What the family cannot reach moves to the nearest end of its bounds, the mean last.
+        """
+
+    def cdf(self, component: Any, y: Tensor) -> Tensor:
+        """Evaluate the component's cumulative distribution function."""
+        return component.cdf(y)
+
+    def icdf(self, component: Any, u: Tensor) -> Tensor:
+        """Evaluate the component's quantile function."""
+        return component.icdf(u)
+
+    def draw(self, component: Any, generator: torch.Generator | None) -> Tensor:
+        """Draw once from each component, by inversion unless a family knows better."""
+        like = getattr(component, self.parameters[0])
+        u = torch.rand(
+            component.batch_shape, generator=generator, dtype=like.dtype, device=like.device
+        )
+        return self.icdf(component, u.clamp_min(torch.finfo(u.dtype).tiny))
+
+    def affine(self, component: Any, shift: Tensor, scale: Tensor) -> Any:
+        """Give the distribution of ``shift + scale * y``.
+
+        Raises:
+            TypeError: The family is not closed under affine maps.
+        """
+        raise TypeError(
+            f"family {self.name!r} is no location-scale family: shift + scale * y has no "
+            "distribution of the same kind; transform y before fitting instead."
+        )
+
+    def distance(self, component: Any, y: Tensor) -> Tensor:
+        """Evaluate :math:`E|Y - y|` for each component, the first half of the CRPS.
+
+        By Gauss-Legendre quadrature of the cdf unless a family knows a closed form. The error is
+        about 1e-8 of the component's width where moments of all orders exist, and more for
+        heavier tails, since the integral ends at the quantiles of 1e-12 and 1 - 1e-12.
+
+        Args:
+            component: Batch shape (..., K).
+            y: Broadcastable to it.
+
+        Returns:
+            Distances in y's units, of the broadcast shape.
+        """
+        return distance_integral(self, component, y)
+
+    def dispersion(self, weights: Tensor, component: Any) -> Tensor:
+        r"""Evaluate :math:`\tfrac12 E|Y - Y'|` of the mixture (..., K), the other half of the CRPS.
+
+        .. math:: \tfrac12 E|Y - Y'| = \int F(y) \bigl(1 - F(y)\bigr) \, dy
+
+        By Gauss-Legendre quadrature between quantiles of the components, with the tails from
+        :meth:`distance`, unless a family knows a closed form. The error is about 1e-8 of the result
+        (of the width of the widest component, where distances are closed forms); the time is
+        about 200 K cdfs of each component.
+
+        Args:
+            weights: Shape (..., K), summing to one.
+            component: Batch shape (..., K).
+
+        Returns:
+            Half the expected distance between two draws, in y's units, shape (...).
+
+        References:
+            Gneiting, T., & Raftery, A. E. (2007). Strictly proper scoring rules, prediction, and
+            estimation. JASA 102. doi:10.1198/016214506000001437
+        """
+        return dispersion_integral(self, weights, component)
+
+
+# -- what families share --------------------------------------------------------------------------
+
+#: Bounds on the mean of a positive component, relative to the spread of y, and on the ratio of its
+#: standard deviation to its mean.
+MEAN_BOUNDS, RATIO_BOUNDS = (1e-8, 1e4), (1e-2, 2.0)
+
+
+def scale_bounds(spread: float) -> tuple[float, float]:
+    """Give the ends between which the log of a component's standard deviation lies."""
+    return math.log(SCALE_FLOOR * spread), math.log(SCALE_CEILING * spread)
+
+
+def positive_from_raw(raw: Tensor, spread: float) -> tuple[Tensor, Tensor]:
+    """Map raw outputs ``(..., 2)`` to a mean and its ratio to the standard deviation, ``(...)``.
+
+    Their logs are softly bounded, so no output overflows.
+    """
+    log_mean, log_ratio = raw.unbind(-1)
+    mean = soft_between(log_mean, *(math.log(v * spread) for v in MEAN_BOUNDS)).exp()
+    return mean, soft_between(log_ratio, *(math.log(v) for v in RATIO_BOUNDS)).exp()
+
+
+def positive_to_raw(loc: Tensor, scale: Tensor, spread: float) -> Tensor:
+    """Invert :func:`positive_from_raw` at mean ``loc`` and deviation ``scale``, or near by."""
+    low, high = (v * spread for v in MEAN_BOUNDS)
+    mean = within(loc, low, high)
+    log_mean = soft_between_inverse(mean.log(), math.log(low), math.log(high))
+    ratio = within(scale / mean, *RATIO_BOUNDS)
+    ends = (math.log(v) for v in RATIO_BOUNDS)
+    return torch.stack([log_mean, soft_between_inverse(ratio.log(), *ends)], -1)
+
+
+def within(value: Tensor, low: float, high: float) -> Tensor:
+    """Clamp strictly between soft bounds, which no raw output reaches."""
+    return value.clamp(1.01 * low, high / 1.01)
+
+
+def scaling_only(family: Family, shift: Tensor, scale: Tensor) -> Tensor:
+    """Check that an affine map keeps y positive, and give its scale.
+
+    Raises:
+        TypeError: It shifts, or turns y's sign.
+    """
+    if not bool((shift == 0).all() & (scale > 0).all()):
+        raise TypeError(
+            f"family {family.name!r} is of positive y: it can be scaled by a positive number and "
+            f"not shifted (shift={shift}, scale={scale}); standardise y with shift 0, or use a "
+            "location-scale family for the log of y."
+        )
+    return scale
+
+
+def distance_from_partial_mean(y: Tensor, cdf: Tensor, mean: Tensor, partial: Tensor) -> Tensor:
+    r"""Evaluate :math:`E|Y - y| = y (2 F(y) - 1) + E[Y] - 2 E[Y; Y \le y]`."""
+    return y * (2 * cdf - 1) + mean - 2 * partial
+
+
+@torch.no_grad()
+def invert_cdf(
+    cdf: Callable[..., Tensor], u: Tensor, low: Tensor, high: Tensor, *shapes: Tensor
+) -> Tensor:
+    """Solve ``cdf(y, *shapes) = u`` elementwise between ``low`` and ``high``, in float64.
+
+    Args:
+        cdf: ``(y, *shapes) -> probabilities``, elementwise and nondecreasing in ``y``.
+        u: Probabilities.
+        low: Lower ends of the brackets, broadcastable with ``u``, as are the others.
+        high: Upper ends.
+        *shapes: What else ``cdf`` needs, element by element.
+
+    Returns:
+        The solutions in float64, without gradient, of the broadcast shape.
+    """
+    every = torch.broadcast_tensors(*(v.to(torch.float64) for v in (u, low, high, *shapes)))
+    flat = [v.reshape(-1) for v in every]
+
+    def function(y: Tensor, rows: Tensor) -> Tensor:
+        return cdf(y, *(v[rows] for v in flat[3:]))
+
+    return invert_monotone(function, *flat[:3]).reshape(every[0].shape)

@@ -1,0 +1,402 @@
+"""Highest-density regions and modes of scalar mixtures, exactly.
+
+Both start from the stationary points of the density. Points placed in every component, in its own
+units, show where the slope changes sign; between neighbours, stationary points included, the
+density is monotone, so that every crossing of a threshold is bracketed and none is missed, however
+narrow its component.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pyralloy.families import map_parameters
+from pyralloy.table import MAX_STEPS, Table
+
+__all__ = ["Region", "highest_density", "modes"]
+
+#: How far the mass of a region may be from its level.
+_MASS_TOLERANCE = 1e-8
+#: Rounds of halving for cells whose slope comes close to zero.
+_HALVINGS = 12
+
+
+@dataclass(frozen=True)
+class Region:
+    """A union of intervals for each row of a batch.
+
+    Attributes:
+        intervals: Lower and upper ends in y's units, shape (..., R, 2), sorted by location; rows
+            with fewer than R intervals end in NaN.
+        level: The probability inside.
+        log_density: Log density on the boundary, shape (...): the region is where the density is
+            at least this high.
+
+    Example:
+        >>> region = Region(torch.tensor([[-2.0, -1.0], [1.0, 2.5]]), 0.9, torch.tensor(-1.5))
+        >>> region
+        Region(level=0.9, intervals=2, batch_shape=())
+        >>> region.contains(torch.tensor([-1.5, 0.0, 1.5])).tolist(), float(region.volume())
+        ([True, False, True], 2.5)
+    """
+
+    intervals: Tensor
+    level: float
+    log_density: Tensor
+
+    def __repr__(self) -> str:
+        return (
+            f"Region(level={self.level:g}, intervals={self.intervals.shape[-2]}, "
+            f"batch_shape={tuple(self.batch_shape)})"
+        )
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """The shape (...) of the batch."""
+        return self.intervals.shape[:-2]
+
+    def contains(self, y: Tensor) -> Tensor:
+        """Tell which values lie inside, ends included.
+
+        Args:
+            y: Values in y's units, broadcastable with the batch shape.
+
+        Returns:
+            Booleans of the broadcast shape; False where ``y`` is NaN.
+        """
+        lower, upper = self.intervals.unbind(-1)  # (..., R)
+        return ((y[..., None] >= lower) & (y[..., None] <= upper)).any(-1)
+
+    def volume(self) -> Tensor:
+        """Add up the lengths of the intervals, (...), in y's units; NaN where there is none."""
+        length = self.intervals[..., 1] - self.intervals[..., 0]  # (..., R)
+        return torch.where(length.isnan().all(-1), math.nan, length.nansum(-1))
+
+    def reshape(self, batch_shape: Sequence[int]) -> Region:
+        """Give the same rows in another batch shape.
+
+        Args:
+            batch_shape: A shape of as many elements as there are rows.
+
+        Returns:
+            A region of that batch shape.
+        """
+        shape = tuple(batch_shape)
+        intervals = self.intervals.reshape(*shape, *self.intervals.shape[-2:])
+        return Region(intervals, self.level, self.log_density.reshape(shape))
+
+
+def highest_density(table: Table, level: float) -> Region:
+    r"""Find the smallest region that holds probability ``level``, for each row.
+
+    .. math:: \{y : p(y) \ge t\}, \quad\text{where } P\{p(Y) \ge t\} = \text{level}
+
+    The crossings of a threshold are bracketed between points among which the density is monotone;
+    the mass between them is a difference of cdfs, and the threshold a safeguarded Newton root with
+    :math:`dP / d \log t = -t \sum_c 1 / |(\log p)'(y_c)|` over the crossings :math:`y_c`. Computed
+    in float64 whatever the dtype.
+
+    Args:
+        table: M mixtures of scalar components.
+        level: Probability inside, in (0, 1).
+
+    Returns:
+        A :class:`Region` of batch shape (M,). Its mass is the level to 1e-8, unless the density is
+        constant over an interval at the threshold itself (the least region that holds the level is
+        given then). A row with NaN parameters is NaN.
+
+    Raises:
+        ValueError: ``level`` outside (0, 1).
+        TypeError: The components are of counts.
+
+    References:
+        Hyndman, R. J. (1996). Computing and graphing highest density regions. The American
+        Statistician 50. doi:10.1080/00031305.1996.10474359
+
+    Example:
+        >>> from torch import distributions as td
+        >>> loc, scale = torch.tensor([[-5.0, 5.0]]), torch.tensor([[1.0, 0.1]])
+        >>> table = Table(torch.tensor([[0.5, 0.5]]), td.Normal(loc, scale))
+        >>> region = highest_density(table, 0.9)
+        >>> [[round(end, 2) for end in ends] for ends in region.intervals[0].tolist()]
+        [[-6.32, -3.68], [4.75, 5.25]]
+    """
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level={level!r}: give a probability strictly between 0 and 1.")
+    with torch.no_grad():
+        parts = [_region(part, level) for part in _parts(table)]
+    thresholds = torch.cat([table.weights.new_empty(0), *(t for _, t in parts)])
+    ends = _join([e for e, _ in parts], table.weights)
+    return Region(ends, level, thresholds.to(table.weights.dtype))
+
+
+def modes(table: Table) -> tuple[Tensor, Tensor]:
+    r"""Find all local maxima of the density, highest first.
+
+    Zeros of :math:`(\log p)'(y) = \sum_k r_k(y)\, (\log f_k)'(y)`, with :math:`r_k` the posterior
+    weights of the components, at which it turns from positive to negative; an end of the support
+    is a mode where the density falls away from it.
+
+    Args:
+        table: M mixtures of scalar components.
+
+    Returns:
+        ``(locations, log_densities)``, each (M, R) with R the largest number of modes; rows with
+        fewer end in NaN. The log density is infinite at a pole.
+
+    Raises:
+        TypeError: The components are of counts.
+
+    References:
+        Carreira-Perpiñán, M. A. (2000). Mode-finding for mixtures of Gaussian distributions. IEEE
+        Transactions on Pattern Analysis and Machine Intelligence 22. doi:10.1109/34.888716
+
+    Example:
+        >>> from torch import distributions as td
+        >>> loc = torch.tensor([[-5.0, 5.0], [0.0, 0.1]])
+        >>> table = Table(torch.tensor([[0.25, 0.75], [0.5, 0.5]]), td.Normal(loc, 1.0))
+        >>> modes(table)[0]
+        tensor([[ 5.0000, -5.0000],
+                [ 0.0500,     nan]])
+    """
+    with torch.no_grad():
+        found = _join([_modes(part) for part in _parts(table)], table.weights)
+    return found[..., 0], found[..., 1]
+
+
+def _parts(table: Table) -> list[Table]:
+    """Split into parts of moderate memory, in float64."""
+    if table.family.support.integer:
+        raise TypeError(
+            f"family {table.family.name!r} is of counts, which have no density: take intervals."
+        )
+    components = map_parameters(table.components, lambda p: p.detach().to(torch.float64), 0)
+    wide = Table(table.weights.detach().to(torch.float64), components)
+    return [wide.take(part) for part in wide.chunks(4 * wide.weights.shape[1])]
+
+
+def _join(parts: list[Tensor], like: Tensor) -> Tensor:
+    """Join parts (M', R', 2) to (M, R, 2), padded with NaN, in the dtype of ``like``."""
+    width = max([1, *(part.shape[1] for part in parts)])
+    wide = [F.pad(part, (0, 0, 0, width - part.shape[1]), value=math.nan) for part in parts]
+    return torch.cat([like.new_empty(0, width, 2), *(part.to(like.dtype) for part in wide)])
+
+
+def _pad(rows: Tensor, values: Tensor, count: int, fill: float) -> Tensor:
+    """Lay out ``values`` (Q, ...) of sorted ``rows`` (Q,) as (count, R, ...)."""
+    sizes = torch.bincount(rows, minlength=count)
+    place = torch.arange(rows.numel(), device=rows.device) - (sizes.cumsum(0) - sizes)[rows]
+    shape = (count, max(1, int(sizes.max())) if count else 1, *values.shape[1:])
+    laid = values.new_full(shape, fill)
+    laid[rows, place] = values
+    return laid
+
+
+# -- stationary points ----------------------------------------------------------------------------
+
+
+class _Landscape(NamedTuple):
+    """Points of each row, sorted, between neighbours of which the density is monotone.
+
+    Attributes:
+        points: Locations and log densities (M, P, 2). The first and the last are doubled, and are
+            the ends of the support where it has any; the outer of the two has log density -inf.
+            Rows with fewer points repeat their last.
+        rows: Row of each mode (Q,), sorted.
+        modes: Location and log density of each mode (Q, 2).
+    """
+
+    points: Tensor
+    rows: Tensor
+    modes: Tensor
+
+
+def _landscape(table: Table) -> _Landscape:
+    low, high = table.support()
+    y = table.landmarks()  # (M, P)
+    y = torch.where(y.isfinite(), y, y[:, :1])
+    inner_low, inner_high = low.nextafter(high), high.nextafter(low)
+    y = y.clamp(inner_low[:, None], inner_high[:, None]).sort(-1).values
+    slopes = table.slopes(y)
+    rows, where, top = _stationary(table, y, slopes.first, slopes.second)
+    found = torch.stack([where, table.take(rows).log_prob(where)], -1)  # (Q, 2)
+    points = torch.stack([y, slopes.value], -1)  # (M, P, 2)
+    ends, edges, edge_rows = [], [], []
+    for end, near, i in ((low, inner_low, 0), (high, inner_high, -1)):
+        bounded, fall = end.isfinite(), slopes.first[:, i] * (1 if i else -1)
+        at = torch.where(bounded, end, y[:, i])
+        value = torch.where(bounded, table.limit(at, near), points[:, i, 1])
+        ends.append(torch.stack([at, value], -1)[:, None])
+        mode = bounded & (fall > 0) & (value >= points[:, i, 1])
+        edges.append(ends[-1][mode, 0])
+        edge_rows.append(mode.nonzero()[:, 0])
+    extra = _pad(rows, found, len(table), math.nan)
+    extra = torch.where(extra.isnan(), points[:, -1:], extra)
+    whole = torch.cat([ends[0], points, extra, ends[1]], 1)
+    order = whole[..., 0].argsort(-1)
+    whole = whole.gather(1, order[..., None].expand(-1, -1, 2))
+    whole = torch.cat([whole[:, :1], whole, whole[:, -1:]], 1)
+    whole[:, [0, -1], 1] = -math.inf
+    mode_rows = torch.cat([rows[top], *edge_rows])
+    order = mode_rows.argsort(stable=True)
+    found = torch.cat([found[top], *edges])[order]
+    return _Landscape(whole, mode_rows[order], found)
+
+
+class _Cells(NamedTuple):
+    """Intervals (Q,) of the rows, with the slope and its derivative at both ends."""
+
+    rows: Tensor
+    a: Tensor
+    b: Tensor
+    first_a: Tensor
+    first_b: Tensor
+    second_a: Tensor
+    second_b: Tensor
+
+    def pick(self, mask: Tensor) -> _Cells:
+        return _Cells(*(v[mask] for v in self))
+
+    def turning(self) -> Tensor:
+        """Tell where the slope changes sign."""
+        return ((self.first_a > 0) != (self.first_b > 0)) & (self.b > self.a)
+
+    def doubtful(self) -> Tensor:
+        """Tell where the slope may have zeros that its signs at the ends do not show.
+
+        A tangent at an end leads to zero inside the cell, yet there is no change of sign; or there
+        is one, and the tangents do not reach it together.
+        """
+        left, right = -self.first_a / self.second_a, self.first_b / self.second_b
+        left = torch.where(left > 0, left, math.inf)
+        right = torch.where(right > 0, right, math.inf)
+        width, nearer = self.b - self.a, torch.minimum(left, right)
+        short = (left + right < 0.7 * width) | (
+            torch.maximum(left, right).isinf() & (nearer < 0.35 * width)
+        )
+        near = torch.where((self.first_a > 0) == (self.first_b > 0), nearer < width, short)
+        return near & (width > 1e-13 * torch.maximum(self.a.abs(), self.b.abs()))
+
+
+def _stationary(
+    table: Table, y: Tensor, first: Tensor, second: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the stationary points: rows (Q,) sorted, locations (Q,), whether maxima (Q,)."""
+    rows = torch.arange(len(table), device=y.device)[:, None].expand(-1, y.shape[1] - 1)
+    ends = (side for v in (y, first, second) for side in (v[:, :-1], v[:, 1:]))
+    cells = _Cells(rows, *ends)
+    sure = []
+    for halving in range(_HALVINGS + 1):
+        doubtful, turning = cells.doubtful(), cells.turning()
+        if halving == _HALVINGS:
+            doubtful = torch.zeros_like(doubtful)
+        sure.append(cells.pick(turning & ~doubtful))
+        cells = cells.pick(doubtful)
+        if cells.rows.numel() == 0:
+            break
+        middle = (cells.a + cells.b) / 2
+        at = table.take(cells.rows).slopes(middle[:, None])
+        m1, m2 = at.first[:, 0], at.second[:, 0]
+        left = cells._replace(b=middle, first_b=m1, second_b=m2)
+        right = cells._replace(a=middle, first_a=m1, second_a=m2)
+        cells = _Cells(*(torch.cat(pair) for pair in zip(left, right, strict=True)))
+    cells = _Cells(*(torch.cat(many) for many in zip(*sure, strict=True)))
+    cells = cells.pick(cells.a.argsort())
+    cells = cells.pick(cells.rows.argsort(stable=True))
+    top, mine = cells.first_a > 0, table.take(cells.rows)
+    where = mine.turning((cells.a, cells.b), (cells.first_a, cells.first_b))
+    return cells.rows, where, top
+
+
+def _modes(table: Table) -> Tensor:
+    """Lay out the modes of each row, highest first, as (M, R, 2) padded with NaN."""
+    land = _landscape(table)
+    found = _pad(land.rows, land.modes, len(table), math.nan)
+    order = found[..., 1].nan_to_num(-math.inf, math.inf).argsort(-1, descending=True)
+    return found.gather(1, order[..., None].expand(-1, -1, 2))
+
+
+# -- the threshold --------------------------------------------------------------------------------
+
+
+def _region(table: Table, level: float) -> tuple[Tensor, Tensor]:
+    """Find intervals (M, R, 2) and the log density (M,) at their ends."""
+    land, threshold = _landscape(table), torch.full_like(table.weights[:, 0], math.nan)
+    value = land.points[..., 1]
+    low = torch.where(value.isfinite(), value, math.inf).amin(-1)
+    high = torch.where(value.isfinite(), value, -math.inf).amax(-1)
+    t = _first_threshold(land, level).clamp(low, high)
+    rows = t.isfinite().nonzero()[:, 0]
+    t, low, high = t[rows], low[rows], high[rows]
+    lines, before = torch.full_like(land.points[:, 1:], math.nan), torch.full_like(t, math.inf)
+    done_rows, done_ends = [], []
+    for step in range(MAX_STEPS):
+        if rows.numel() == 0:
+            break
+        owner, y, slope = _crossings(table, land, rows, t, lines)
+        cdf = table.take(rows[owner]).cdf(y).reshape(-1, 2)
+        mass = torch.zeros_like(t).index_add(0, owner[::2], cdf[:, 1] - cdf[:, 0])
+        pull = torch.zeros_like(t).index_add(0, owner, t.exp()[owner] / slope.abs())
+        gap = mass - level
+        low, high = torch.where(gap >= 0, t, low), torch.where(gap < 0, t, high)
+        # A density that is flat at the threshold has no exact answer: take the larger region.
+        stuck = high - low <= 4 * torch.finfo(t.dtype).eps * (1 + t.abs())
+        done = (gap.abs() <= _MASS_TOLERANCE) | (stuck & (gap >= 0)) | (step == MAX_STEPS - 1)
+        threshold[rows[done]] = t[done]
+        done_rows.append(rows[owner[done[owner]]][::2])
+        done_ends.append(y[done[owner]].reshape(-1, 2))
+        new = t + gap / pull
+        safe = (new > low) & (new < high) & (gap.abs() < 0.5 * before)
+        new = torch.where(safe, new, ((low + high) / 2).clamp(t - 2, t + 2))
+        new = torch.where(stuck, low, new)
+        rows, t, low, high, before = (v[~done] for v in (rows, new, low, high, gap.abs()))
+    if not done_rows:
+        return value.new_full((len(table), 1, 2), math.nan), threshold
+    owner, ends = torch.cat(done_rows), torch.cat(done_ends)
+    order = owner.argsort(stable=True)
+    return _pad(owner[order], ends[order], len(table), math.nan), threshold
+
+
+def _first_threshold(land: _Landscape, level: float) -> Tensor:
+    """Guess the log density (M,) above which the level lies, by the trapezoidal rule."""
+    y, value = land.points.unbind(-1)
+    left, right = value[:, :-1], value[:, 1:]
+    least = torch.minimum(left, right)
+    # At a pole the higher end says nothing of the mass between.
+    ratio = ((torch.maximum(left, right) - least).clamp_max(4.0)).exp()
+    mass = least.exp() * (1 + ratio) / 2 * y.diff(dim=-1)
+    mass = torch.where(mass.isfinite(), mass, 0.0)  # (M, P - 1)
+    height = ((left + right) / 2).nan_to_num(-math.inf, math.inf)
+    height, order = height.sort(-1, descending=True)
+    above = mass.gather(1, order).cumsum(-1)
+    goal = level * above[:, -1:]
+    place = torch.searchsorted(above, goal).clamp(1, height.shape[1] - 1)
+    (m0, m1), (t0, t1) = ((v.gather(1, place - 1), v.gather(1, place)) for v in (above, height))
+    guess = t0 + (t1 - t0) * ((goal - m0) / (m1 - m0)).clamp(0, 1)
+    return torch.where(guess.isfinite(), guess, t1)[:, 0] + 0.0 * y[:, 0]
+
+
+def _crossings(
+    table: Table, land: _Landscape, rows: Tensor, t: Tensor, lines: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Find where the log density of ``rows`` crosses ``t``: owners (Q,), locations and slopes.
+
+    The owners index ``rows`` and are sorted; crossings upwards and downwards take turns.
+    ``lines`` (M, P - 1, 2) keeps the tangent of each cell once crossed, for the next guess.
+    """
+    above = land.points[rows, :, 1] > t[:, None]
+    owner, cell = (above[:, 1:] != above[:, :-1]).nonzero(as_tuple=True)
+    row = rows[owner]
+    (a, value_a), (b, value_b) = (land.points[row, cell + i].unbind(-1) for i in (0, 1))
+    start, rate = lines[row, cell].unbind(-1)
+    goal = t[owner]
+    y, slope = table.take(row).crossing(goal, (a, b), (value_a, value_b), start + rate * goal)
+    lines[row, cell] = torch.stack([y - goal / slope, 1 / slope], -1)
+    return owner, y, slope
