@@ -10,6 +10,9 @@ from torch.nn import functional as F
 
 __all__ = ["invert_monotone", "soft_between", "soft_between_inverse"]
 
+#: Rows already solved are dropped when fewer than this fraction is left.
+KEEP = 0.7
+
 
 def soft_between(raw: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     r"""Map the real line into ``(low, high)``, close to the identity away from both ends.
@@ -68,8 +71,8 @@ def invert_monotone(
     bracket cannot be split further or its residual is at the precision of the dtype.
 
     Args:
-        function: ``(y, rows) -> values``, all of shape ``(M',)``; ``rows`` indexes the problem, so
-            that rows already solved cost nothing.
+        function: ``(y, rows) -> values``, all of shape ``(M',)``; ``rows`` indexes the problem, and
+            is the same tensor from call to call until rows already solved are dropped.
         target: Values to reach, shape ``(M,)``.
         low: Lower ends of the brackets, shape ``(M,)``, with ``function(low) <= target``.
         high: Upper ends, shape ``(M,)``, with ``function(high) >= target``.
@@ -100,12 +103,9 @@ def invert_monotone(
     # Rounding can put the residual of an end on the wrong side: that end then is the answer.
     done = (fa >= 0) | (fb <= 0)
     solution[rows[done]] = torch.where(fa >= 0, a, b)[done]
-    keep = ~done
-    a, b, fa, fb, goal, rows = (v[keep] for v in (a, b, fa, fb, goal, rows))
-    t = torch.full_like(a, 0.5)
-    for _ in range(max_steps):
-        if rows.numel() == 0:
-            break
+    a, b, fa, fb, goal, rows = (v[~done] for v in (a, b, fa, fb, goal, rows))
+    live, t = torch.ones_like(a, dtype=torch.bool), torch.full_like(a, 0.5)
+    for _ in range(max_steps if len(rows) else 0):
         middle = a + t * (b - a)
         fm = function(middle, rows) - goal
         same = (fm > 0) == (fa > 0)
@@ -113,16 +113,20 @@ def invert_monotone(
         b, fb = torch.where(same, b, a), torch.where(same, fb, fa)
         a, fa = middle, fm
         best = torch.where(fa.abs() < fb.abs(), a, b)
-        tolerance = eps * (best.abs() + torch.finfo(a.dtype).tiny)
-        smallest = tolerance / (b - a).abs()
+        smallest = eps * (best.abs() + torch.finfo(a.dtype).tiny) / (b - a).abs()
         # Relative to the target, or small probabilities would keep few of their digits.
-        done = (smallest > 0.5) | (fm.abs() <= eps * goal.abs())
-        solution[rows] = best
-        keep = ~done
-        a, b, c, fa, fb, fc, goal, rows, smallest = (
-            v[keep] for v in (a, b, c, fa, fb, fc, goal, rows, smallest)
-        )
-        t = _chandrupatla_fraction(a, b, c, fa, fb, fc).clamp(smallest, 1 - smallest)
+        done = (smallest > 0.5) | (fm.abs() <= 2 * eps * goal.abs())
+        solution[rows[live]] = best[live]
+        live &= ~done
+        left = int(live.sum())
+        if left == 0:
+            break
+        if left < KEEP * len(rows):  # copying what is left costs about one evaluation
+            a, b, c, fa, fb, fc, goal, rows, smallest = (
+                v[live] for v in (a, b, c, fa, fb, fc, goal, rows, smallest)
+            )
+            live = torch.ones_like(a, dtype=torch.bool)
+        t = _chandrupatla_fraction(a, b, c, fa, fb, fc).clamp(smallest.clamp_max(0.5), 1 - smallest)
     return solution
 
 

@@ -2,8 +2,7 @@
 
 Both start from the stationary points of the density. Points placed in every component, in its own
 units, show where the slope changes sign; between neighbours, stationary points included, the
-density is monotone, so that every crossing of a threshold is bracketed and none is missed, however
-narrow its component.
+density is monotone, so every crossing of a threshold is bracketed, however narrow its component.
 """
 
 from __future__ import annotations
@@ -395,8 +394,7 @@ def _crossings(
     owner, cell = (above[:, 1:] != above[:, :-1]).nonzero(as_tuple=True)
     row = rows[owner]
     (a, value_a), (b, value_b) = (land.points[row, cell + i].unbind(-1) for i in (0, 1))
-    start, rate = lines[row, cell].unbind(-1)
-    goal = t[owner]
+    goal, (start, rate) = t[owner], lines[row, cell].unbind(-1)
     y, slope = table.take(row).crossing(goal, (a, b), (value_a, value_b), start + rate * goal)
     lines[row, cell] = torch.stack([y - goal / slope, 1 / slope], -1)
     return owner, y, slope

@@ -315,8 +315,12 @@ def _quantile(table: Table, u: Tensor) -> Tensor:
     low = torch.where(live, ends, math.inf).amin(-1)
     high = torch.where(live, ends, -math.inf).amax(-1)
 
+    chosen: dict[str, Any] = {"rows": None, "table": table}
+
     def cdf(y: Tensor, rows: Tensor) -> Tensor:
-        return table.among(rows).cdf(y)
+        if rows is not chosen["rows"]:  # the same rows are asked for several times in turn
+            chosen.update(rows=rows, table=table.among(rows))
+        return chosen["table"].cdf(y)
 
     y = invert_monotone(cdf, u, low, high)
     return _least_integer(table, u, y) if table.family.support.integer else y

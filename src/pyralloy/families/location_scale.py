@@ -34,9 +34,13 @@ class NormalFamily(Family):
         return torch.stack([loc, _raw_scale(scale, spread)], -1)
 
     def cdf(self, component: Any, y: Tensor) -> Tensor:
-        """Evaluate the cdf by ``erfc``: torch's ``ndtr`` is 1 + erf and loses the lower tail."""
-        z = (y - component.loc) / component.scale
-        return 0.5 * torch.special.erfc(z * -math.sqrt(0.5))
+        """Evaluate the cdf by ``erfc``: torch's ``ndtr`` is 1 + erf and loses the lower tail.
+
+        The lower tail is cut off near the least normal number: subnormal ones are ten times slower.
+        """
+        z = (y - component.loc) / component.scale * -math.sqrt(0.5)
+        last, least = (9.1, 3.4e-38) if z.dtype == torch.float32 else (26.5, 1.2e-307)
+        return F.threshold(0.5 * torch.special.erfc(z.clamp_max(last)), least, 0.0)
 
     def icdf(self, component: Any, u: Tensor) -> Tensor:
         """Evaluate the quantile function."""
