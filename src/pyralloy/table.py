@@ -277,7 +277,8 @@ def _mix(log_weights: Tensor, parts: Slopes) -> Slopes:
     """Combine components (K, ...) into the mixture (...)."""
     terms = parts.value.add_(log_weights)
     top = terms.amax(0)
-    terms = terms.sub_(top.clamp_min(torch.finfo(top.dtype).min)).exp_()
+    # Not below exp(-600): subnormal numbers are slow.
+    terms = terms.sub_(top.clamp_min(torch.finfo(top.dtype).min)).clamp_min_(-600.0).exp_()
     total = terms.sum(0)
     first = terms * parts.first
     mean = first.sum(0) / total
