@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyralloy.algebra import MixtureAlgebra
+from pyralloy.answers import EntropyParts, Estimate, Interval, Modes
 from pyralloy.checks import integer, positive
 from pyralloy.families import base_of, family_of, map_parameters
 from pyralloy.information import entropy
@@ -17,36 +18,7 @@ from pyralloy.pooling import log_pool_weights
 from pyralloy.regions import Region, highest_density, modes
 from pyralloy.table import Table
 
-__all__ = ["EntropyParts", "Estimate", "Interval", "Mixture", "Modes"]
-
-
-class Interval(NamedTuple):
-    """An interval for each row."""
-
-    lower: Tensor
-    upper: Tensor
-
-
-class Modes(NamedTuple):
-    """Local maxima of each density, highest first, padded with NaN: each of shape (..., R)."""
-
-    locations: Tensor
-    log_densities: Tensor
-
-
-class EntropyParts(NamedTuple):
-    """The entropy of a pool, in nats: ``total = within + between``."""
-
-    total: Tensor
-    within: Tensor
-    between: Tensor
-
-
-class Estimate(NamedTuple):
-    """What was estimated from draws, with its standard error."""
-
-    value: Tensor
-    error: Tensor
+__all__ = ["Mixture"]
 
 
 class Mixture(MixtureAlgebra):
