@@ -44,6 +44,7 @@ autosummary_filename_map = {"pyralloy.Fit": "pyralloy.Fit-class"}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
+napoleon_use_ivar = True  # or the fields of a named tuple would be described twice
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
