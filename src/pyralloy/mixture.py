@@ -141,7 +141,7 @@ class Mixture(MixtureAlgebra):
                 f"u holds values outside [0, 1] (min {float(u.min())}, max {float(u.max())}); "
                 "a probability is needed."
             )
-        shape = torch.broadcast_shapes(u.shape, self.batch_shape)
+        shape = torch.Size(np.broadcast_shapes(u.shape, self.batch_shape))
         with torch.no_grad():
             y = self._table(shape).quantile(u.expand(shape).reshape(-1)).reshape(shape)
         if not torch.is_grad_enabled():
@@ -271,7 +271,7 @@ class Mixture(MixtureAlgebra):
         """
         self._require_scalar("crps")
         y = self._values("y", y)
-        shape = torch.broadcast_shapes(y.shape, self.batch_shape)
+        shape = torch.Size(np.broadcast_shapes(y.shape, self.batch_shape))
         y = y.to(torch.float64).expand(shape).reshape(-1)
         wide = self.to(torch.float64)
         # The dispersion does not depend on y: once a row, however many y are scored there.
@@ -378,8 +378,8 @@ class Mixture(MixtureAlgebra):
                 f"{name}.squeeze(-1) for one value a row, or expand a grid to (G, N)."
             )
         try:
-            torch.broadcast_shapes(tensor.shape, self.batch_shape)
-        except RuntimeError:
+            np.broadcast_shapes(tensor.shape, self.batch_shape)  # torch's imports sympy
+        except ValueError:
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}, which does not broadcast with "
                 f"batch_shape {tuple(self.batch_shape)}; give one value a row, or (S, N) of them."
