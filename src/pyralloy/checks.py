@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["as_values", "integer", "paired", "positive"]
+__all__ = ["as_values", "broadcast_shapes", "integer", "paired", "positive"]
 
 
 def integer(name: str, value: Any, low: int = 1) -> int:
@@ -120,3 +120,12 @@ def _from_array(name: str, values: Any) -> Tensor:
     if array.dtype.kind in "biu" or array.dtype.itemsize not in (4, 8):
         array = array.astype(np.float64)
     return torch.from_numpy(np.array(array, order="C", dtype=array.dtype.newbyteorder("=")))
+
+
+def broadcast_shapes(*shapes: torch.Size) -> torch.Size:
+    """Give the shape to which all broadcast, as torch's function, which imports sympy to do it.
+
+    Raises:
+        ValueError: They do not broadcast.
+    """
+    return torch.Size(np.broadcast_shapes(*shapes))

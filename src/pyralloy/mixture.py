@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyralloy.algebra import MixtureAlgebra
 from pyralloy.answers import EntropyParts, Estimate, Interval, Modes
-from pyralloy.checks import integer, positive
+from pyralloy.checks import broadcast_shapes, integer, positive
 from pyralloy.families import base_of, family_of, map_parameters
 from pyralloy.information import entropy
 from pyralloy.pooling import log_pool_weights
@@ -141,7 +141,7 @@ class Mixture(MixtureAlgebra):
                 f"u holds values outside [0, 1] (min {float(u.min())}, max {float(u.max())}); "
                 "a probability is needed."
             )
-        shape = torch.Size(np.broadcast_shapes(u.shape, self.batch_shape))
+        shape = broadcast_shapes(u.shape, self.batch_shape)
         with torch.no_grad():
             y = self._table(shape).quantile(u.expand(shape).reshape(-1)).reshape(shape)
         if not torch.is_grad_enabled():
@@ -271,7 +271,7 @@ class Mixture(MixtureAlgebra):
         """
         self._require_scalar("crps")
         y = self._values("y", y)
-        shape = torch.Size(np.broadcast_shapes(y.shape, self.batch_shape))
+        shape = broadcast_shapes(y.shape, self.batch_shape)
         y = y.to(torch.float64).expand(shape).reshape(-1)
         wide = self.to(torch.float64)
         # The dispersion does not depend on y: once a row, however many y are scored there.
@@ -378,7 +378,7 @@ class Mixture(MixtureAlgebra):
                 f"{name}.squeeze(-1) for one value a row, or expand a grid to (G, N)."
             )
         try:
-            np.broadcast_shapes(tensor.shape, self.batch_shape)  # torch's imports sympy
+            broadcast_shapes(tensor.shape, self.batch_shape)
         except ValueError:
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}, which does not broadcast with "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
+from pyralloy.checks import broadcast_shapes
 from pyralloy.families import Family, family_of, map_parameters
 from pyralloy.numerics import invert_monotone
 
@@ -249,7 +250,7 @@ def newton(
 def log_slopes(component: Any, y: Tensor) -> Slopes:
     """Differentiate the log densities of components at ``y``, broadcastable, for any family."""
     with torch.enable_grad():
-        shape = torch.broadcast_shapes(y.shape, component.batch_shape)
+        shape = broadcast_shapes(y.shape, component.batch_shape)
         y = y.detach().expand(shape).clone().requires_grad_()
         value = component.log_prob(y)
         (first,) = torch.autograd.grad(value.sum(), y, create_graph=True)

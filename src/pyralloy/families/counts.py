@@ -10,6 +10,7 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor
 
+from pyralloy.checks import broadcast_shapes
 from pyralloy.families.contract import (
     MEAN_BOUNDS,
     Family,
@@ -157,7 +158,7 @@ def _least_integer(cdf: Callable[..., Tensor], u: Tensor, most: Tensor, *shapes:
 
 
 def _dispersion_sum(family: Family, weights: Tensor, component: Any) -> Tensor:
-    component = component.expand(torch.broadcast_shapes(component.batch_shape, weights.shape))
+    component = component.expand(broadcast_shapes(component.batch_shape, weights.shape))
     with torch.no_grad():
         level = torch.full_like(weights, 1e-12)
         live = weights > 0

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyralloy.checks import broadcast_shapes
+
 __all__ = ["dispersion_integral", "distance_integral"]
 
 #: Levels of the quantiles between which panels lie: decades, so that the panels of a power tail
@@ -46,7 +48,7 @@ def distance_integral(family: Cumulative, component: Any, y: Tensor) -> Tensor:
     Returns:
         Distances, of the broadcast shape.
     """
-    shape = torch.broadcast_shapes(component.batch_shape, y.shape)
+    shape = broadcast_shapes(component.batch_shape, y.shape)
     component, y = component.expand(shape), y.expand(shape)
     edges = _edges(family, component, LAST_COMPONENT)  # (E, ...)
     first, last = edges[0], edges[-1]
@@ -78,7 +80,7 @@ def dispersion_integral(family: Cumulative, weights: Tensor, component: Any) -> 
     Returns:
         Half the expected distance between two draws, shape (...).
     """
-    component = component.expand(torch.broadcast_shapes(component.batch_shape, weights.shape))
+    component = component.expand(broadcast_shapes(component.batch_shape, weights.shape))
     edges = _edges(family, component, LAST_MIXTURE)  # (E, ..., K)
     # A component of no weight has the edges of the heaviest: its own might spoil the tails.
     heaviest = weights.argmax(-1, keepdim=True).expand((*edges.shape[:-1], 1))
