@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from numbers import Integral
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -12,8 +11,17 @@ from pyro import distributions as dist
 from torch import Tensor
 
 from pyralloy.checks import integer, positive
-from pyralloy.families import NormalFamily, base_of, build, family_of, map_parameters
-from pyralloy.pooling import check_alike, log_pool_weights, merge_normals, pool_components
+from pyralloy.families import base_of, kind_of, map_components
+from pyralloy.margins import chosen, condition, vector_kind
+from pyralloy.pooling import (
+    batch_size,
+    check_alike,
+    log_pool_weights,
+    pool_batch,
+    pool_components,
+)
+from pyralloy.reduction import reduce_normals
+from pyralloy.sampling import draw
 
 __all__ = ["MixtureAlgebra", "Reduction"]
 
@@ -90,14 +98,14 @@ class MixtureAlgebra(dist.MixtureSameFamily):
         """
         if not self.batch_shape:
             raise IndexError("a density with batch_shape () has no rows to index.")
-        trailing = (slice(None),) * (1 + self._event_ndims)
         index = rows if isinstance(rows, tuple) else (rows,)
         index = tuple(torch.as_tensor(i) if isinstance(i, np.ndarray) else i for i in index)
         if not any(i is Ellipsis for i in index):
             index = (*index, Ellipsis)
         if torch.zeros(()).expand(self.batch_shape)[index].ndim > len(self.batch_shape):
             raise IndexError(f"rows={rows!r} adds a batch dimension; index with slices or a list.")
-        return self._rebuild(self.logits[(*index, slice(None))], lambda p: p[(*index, *trailing)])
+        every = slice(None)
+        return self._rebuild(self.logits[(*index, every)], lambda p: p[(*index, every, every)])
 
     def to(self, target: torch.dtype | torch.device | str) -> Self:
         """Move to a dtype or a device.
@@ -110,12 +118,27 @@ class MixtureAlgebra(dist.MixtureSameFamily):
         """
         return self._rebuild(self.logits.to(target), lambda p: p.to(target))
 
+    def reshape(self, *batch_shape: int) -> Self:
+        """Give the same rows in another batch shape, as ``Tensor.reshape`` does.
+
+        Example:
+            >>> from pyralloy import Mixture
+            >>> m = Mixture(dist.Categorical(torch.ones(6, 2)), dist.Normal(torch.zeros(6, 2), 1.0))
+            >>> m.reshape(2, -1).batch_shape
+            torch.Size([2, 3])
+        """
+        rows = torch.zeros(()).expand(self.batch_shape).reshape(batch_shape).shape
+        count = self.num_components
+        return self._rebuild(
+            self.logits.reshape(*rows, count), lambda p: p.reshape(*rows, count, p.shape[-1])
+        )
+
     def detach(self) -> Self:
         """Cut the parameters from the graph that made them."""
         return self._rebuild(self.logits.detach(), Tensor.detach)
 
     def _rebuild(self, logits: Tensor, function: Any) -> Self:
-        return self._of(logits, map_parameters(self.components, function, self._event_ndims))
+        return self._of(logits, map_components(self.components, function))
 
     @classmethod
     def _of(cls, logits: Tensor, components: Any) -> Self:
@@ -136,30 +159,9 @@ class MixtureAlgebra(dist.MixtureSameFamily):
         Returns:
             Samples in y's units, shape sample_shape + batch_shape + event_shape, without gradient.
         """
-        with torch.no_grad():
-            size = torch.Size(sample_shape)
-            draws, count = size.numel(), self.num_components
-            cumulative = self.weights.cumsum(-1).reshape(-1, count)  # (N, K)
-            u = torch.rand(
-                cumulative.shape[0],
-                draws,
-                generator=generator,
-                dtype=cumulative.dtype,
-                device=cumulative.device,
-            )
-            chosen = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)
-            chosen = chosen.clamp_max(count - 1)  # (N, S)
-            event = self.event_shape
-            index = chosen.reshape(*chosen.shape, *(1,) * len(event)).expand(*chosen.shape, *event)
-            picked = map_parameters(
-                self.components,
-                lambda p: torch.gather(p.reshape(-1, count, *event), 1, index),
-                self._event_ndims,
-            )
-            values = (
-                family_of(picked).draw(base_of(picked), generator).movedim(1, 0)
-            )  # (S, N) + event
-            return values.reshape(size + self.batch_shape + event)
+        size = torch.Size(sample_shape)
+        drawn = draw(self.weights, self.components, size.numel(), generator)
+        return drawn.reshape(size + self.batch_shape + self.event_shape)
 
     # -- algebra ----------------------------------------------------------------------------------
 
@@ -201,13 +203,10 @@ class MixtureAlgebra(dist.MixtureSameFamily):
 
     def _affine(self, shift: Tensor, scale: Tensor) -> Self:
         position = -1 - self._event_ndims  # of the component dimension
-        family, base = family_of(self.components), base_of(self.components)
         shift, scale = (
             v.unsqueeze(position) if v.ndim > self._event_ndims else v for v in (shift, scale)
         )
-        moved = family.affine(base, shift, scale)
-        if self._event_ndims:
-            moved = moved.to_event(self._event_ndims)
+        moved = kind_of(self.components).affine(self.components, shift, scale)
         return type(self)(self.mixture_distribution, moved, validate_args=False)
 
     @classmethod
@@ -244,38 +243,27 @@ class MixtureAlgebra(dist.MixtureSameFamily):
             (2, 1.0)
         """
         if isinstance(many, cls):
-            return many._pool_batch(weights, dim)
+            share = log_pool_weights(weights, batch_size(many.batch_shape, dim), many.logits)
+            if len(share) == 1 and weights is None:
+                return many[(*(slice(None),) * (dim % len(many.batch_shape)), 0)]
+            return cls._of(*pool_batch(many.logits, many.components, share, dim))
         members = list(many)
         check_alike(members)
-        log_weights = log_pool_weights(weights, len(members), members[0].logits)
+        share = log_pool_weights(weights, len(members), members[0].logits)
         if len(members) == 1:
             return members[0]
-        logits = torch.cat([m.logits + a for m, a in zip(members, log_weights, strict=True)], -1)
-        components = pool_components([m.components for m in members], members[0]._event_ndims)
-        return cls._of(logits, components)
-
-    def _pool_batch(self, weights: Sequence[float] | Tensor | None, dim: int) -> Self:
-        rank = len(self.batch_shape)
-        if not isinstance(dim, Integral) or not -rank <= dim < rank:
-            raise ValueError(
-                f"dim={dim}: the density has batch_shape {tuple(self.batch_shape)}, "
-                "and only one of its dimensions can be pooled."
-            )
-        dim %= rank
-        if self.batch_shape[dim] == 1 and weights is None:
-            return self[(*(slice(None),) * dim, 0)]
-        a = log_pool_weights(weights, self.batch_shape[dim], self.logits)
-        logits = self.logits.movedim(dim, -2) + a[:, None]  # (..., M, K)
-        return self._rebuild(
-            logits.flatten(-2), lambda p: p.movedim(dim, rank - 1).flatten(rank - 1, rank)
-        )
+        logits = torch.cat([m.logits + a for m, a in zip(members, share, strict=True)], -1)
+        return cls._of(logits, pool_components([m.components for m in members]))
 
     def reduce(self, components: int) -> Self:
         """Merge components until few are left: the density of :meth:`reduction`."""
         return self.reduction(components).density
 
     def reduction(self, components: int) -> Reduction:
-        """Merge components until few are left, each row keeping its mean and variance.
+        """Merge Normal components until few are left, each row keeping its mean and variance.
+
+        A vector y whose components are correlated keeps its covariance, and has full covariances
+        then; where dimensions are independent within a component they stay so.
 
         Args:
             components: Number of components to keep; no more than there are.
@@ -304,19 +292,9 @@ class MixtureAlgebra(dist.MixtureSameFamily):
         total = self.num_components
         if integer("components", components) > total:
             raise ValueError(f"components={components}: this density has only {total} to keep.")
-        family, base = family_of(self.components), base_of(self.components)
-        if not isinstance(family, NormalFamily):
-            raise TypeError(f"reduce merges Normal components; these are of {family.name!r}.")
-        shape, dims = (*self.batch_shape, components), self.event_shape or (1,)
-        wide = [p.expand(base.batch_shape).to(torch.float64) for p in (base.loc, base.scale)]
-        loc, scale = (p.reshape(-1, total, *dims) for p in wide)
-        weights = self.weights.to(torch.float64).reshape(-1, total)
-        weights, loc, scale, bound = merge_normals(weights, loc, scale, components)
-        kept = [p.reshape(*shape, *self.event_shape).to(self.dtype) for p in (loc, scale)]
-        merged = self._of(
-            weights.log().reshape(shape).to(self.dtype), build(family, kept, self._event_ndims)
-        )
-        return Reduction(merged, bound.reshape(self.batch_shape).to(self.dtype))
+        wide = self.to(torch.float64)
+        weights, kept, bound = reduce_normals(wide.weights, wide.components, components)
+        return Reduction(self._of(weights.log(), kept).to(self.dtype), bound.to(self.dtype))
 
     def tempered(self, *, weight: float = 1.0, scale: float = 1.0) -> Self:
         r"""Sharpen or flatten the density, as one does before sampling a sequence.
@@ -343,9 +321,9 @@ class MixtureAlgebra(dist.MixtureSameFamily):
         stretch = torch.tensor(
             positive("scale", scale), dtype=self.dtype, device=self.logits.device
         )
-        family, base = family_of(self.components), base_of(self.components)
-        moved = family.affine(base, base.mean * (1.0 - stretch), stretch)
-        return self._of(self.logits / weight, moved.to_event(self._event_ndims))
+        centre = self.components.mean * (1.0 - stretch)
+        moved = kind_of(self.components).affine(self.components, centre, stretch)
+        return self._of(self.logits / weight, moved)
 
     def marginal(self, dims: int | Sequence[int]) -> Self:
         """Give the density of some dimensions of a vector y, the others integrated out.
@@ -367,15 +345,58 @@ class MixtureAlgebra(dist.MixtureSameFamily):
             >>> joint.marginal(0).event_shape, joint.marginal([0, 2]).event_shape
             (torch.Size([]), torch.Size([2]))
         """
-        if not self.event_shape:
-            raise ValueError("marginal needs a density of a vector y; this one is of a scalar.")
-        one, size = not isinstance(dims, Sequence), self.event_shape[0]
-        wanted = list(dims) if isinstance(dims, Sequence) else [dims]
-        if not wanted or any(not isinstance(d, Integral) or not -size <= d < size for d in wanted):
-            raise ValueError(f"dims={dims!r}: give dimensions of y, each within 0 to {size - 1}.")
-        index = wanted[0] if one else wanted
-        picked = map_parameters(self.components, lambda p: p[..., index], 0 if one else 1)
+        kind = vector_kind("marginal", self.components)
+        picked = kind.marginal(self.components, chosen(dims, self.event_shape[0]))
         return type(self)(self.mixture_distribution, picked, validate_args=False)
+
+    def condition(self, given: Mapping[int, float | Tensor]) -> Self:
+        r"""Give the density of the other dimensions of a vector y where some are known.
+
+        .. math:: p(y_a \mid y_b) = \sum_k w_k' f_k(y_a \mid y_b), \qquad
+                  w_k' \propto w_k f_k(y_b)
+
+        Args:
+            given: Dimension to value, in y's units: a number, or values that broadcast with the
+                batch shape, so that (S, N) values make a batch of (S, N).
+
+        Returns:
+            A ``Mixture`` of the dimensions left, in their order; of a scalar, event shape (), where
+            one is left.
+
+        Raises:
+            ValueError: The density is of a scalar; no dimension given, all of them, or one out of
+                range; a value that is not finite or does not broadcast.
+
+        References:
+            Bishop, C. M. (2006). Pattern Recognition and Machine Learning, 2.3.1 and 2.3.9.
+            Springer. Ding, P. (2016). On the conditional distribution of the multivariate t
+            distribution. The American Statistician 70. doi:10.1080/00031305.2016.1164756
+
+        Example:
+            >>> from pyralloy import Mixture
+            >>> tril = torch.tensor([[[1.0, 0.0], [0.8, 0.6]]])  # a correlation of 0.8
+            >>> joint = Mixture(
+            ...     dist.Categorical(torch.ones(1)),
+            ...     dist.MultivariateNormal(torch.zeros(1, 2), scale_tril=tril),
+            ... )
+            >>> known = joint.condition({0: 2.0})
+            >>> round(float(known.mean), 3), round(float(known.stddev), 3)
+            (1.6, 0.6)
+        """
+        logits, left = condition(self.logits, self.components, given)
+        return self._of(logits, left)
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        """Covariance of a vector y, shape (..., D, D): within components and between their means.
+
+        Raises:
+            ValueError: The density is of a scalar: ``variance`` says it all.
+        """
+        within = vector_kind("covariance_matrix", self.components).covariance(self.components)
+        gap = self.components.mean - self.mean[..., None, :]  # (..., K, D)
+        both = within + gap[..., :, None] * gap[..., None, :]
+        return (self.weights[..., None, None] * both).sum(-3)
 
 
 def _broadcasts(shape: torch.Size, onto: torch.Size) -> bool:

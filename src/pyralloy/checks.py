@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["as_values", "broadcast_shapes", "integer", "paired", "positive"]
+__all__ = ["as_values", "beside", "broadcast_shapes", "integer", "paired", "positive"]
 
 
 def integer(name: str, value: Any, low: int = 1) -> int:
@@ -129,3 +129,36 @@ def broadcast_shapes(*shapes: torch.Size) -> torch.Size:
         ValueError: They do not broadcast.
     """
     return torch.Size(np.broadcast_shapes(*shapes))
+
+
+def beside(name: str, values: Any, batch_shape: torch.Size, like: Tensor) -> Tensor:
+    """Check values that are to be taken at the rows of a batch, and give them as a tensor.
+
+    Args:
+        name: What to call them in errors.
+        values: Numbers, an array or a tensor.
+        batch_shape: That of the rows.
+        like: Tensor whose device they move to, and whose dtype they take if they are integers.
+
+    Raises:
+        ValueError: They do not broadcast; or they are a column (N, 1) beside N rows.
+    """
+    if not isinstance(values, Tensor):
+        values = np.asarray(values)
+    tensor = torch.as_tensor(values, device=like.device)
+    if not tensor.is_floating_point():
+        tensor = tensor.to(like.dtype)
+    if tensor.shape == (*batch_shape, 1) and batch_shape.numel() > 1:
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)} beside batch_shape {tuple(batch_shape)}, and "
+            f"would be taken at every row: give {name}.squeeze(-1) for one value a row, or expand "
+            "a grid to (G, N)."
+        )
+    try:
+        broadcast_shapes(tensor.shape, batch_shape)
+    except ValueError:
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)}, which does not broadcast with "
+            f"batch_shape {tuple(batch_shape)}; give one value a row, or (S, N) of them."
+        ) from None
+    return tensor

@@ -35,6 +35,8 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         activation: ``"silu"``, ``"relu"``, ``"tanh"``, ``"gelu"``, ``"elu"`` or ``"mish"``.
         family: Kind of component, by its name in :data:`pyralloy.families.FAMILIES`, for instance
             ``"normal"``, ``"student_t"``, ``"gamma"`` or ``"poisson"``.
+        covariance: Of several targets within a component: ``"diagonal"``; for ``"normal"`` and
+            ``"student_t"`` also ``"full"`` or ``"low_rank"``, of one factor.
         learning_rate: Peak of the one-cycle schedule.
         batch_size: Rows a step; None takes a sixteenth of the training rows, within 16 and 128.
         max_steps: Steps of the schedule.
@@ -70,6 +72,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         activation: str = "silu",
         *,
         family: str = "normal",
+        covariance: str = "diagonal",
         learning_rate: float = 0.015,
         batch_size: int | None = None,
         max_steps: int = 1500,
@@ -83,6 +86,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         self.hidden = hidden
         self.activation = activation
         self.family = family
+        self.covariance = covariance
         self.learning_rate = learning_rate
         self.batch_size = batch_size
         self.max_steps = max_steps
@@ -225,7 +229,13 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             trunk = MLP(features, hidden, ACTIVATIONS[self.activation])
-            head = MixtureHead(trunk.out_features, self.components, targets, family=self.family)
+            head = MixtureHead(
+                trunk.out_features,
+                self.components,
+                targets,
+                family=self.family,
+                covariance=self.covariance,
+            )
             return MDN(trunk, head)
 
     def _validation(self) -> float | tuple[Any, Any] | None:

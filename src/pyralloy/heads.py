@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from pyralloy.checks import integer, positive
 from pyralloy.families import (
-    FAMILIES,
     SCALE_CEILING,
     SCALE_FLOOR,
     Family,
-    NormalFamily,
+    VectorFamily,
+    find_family,
 )
 from pyralloy.mixture import Mixture
 
@@ -22,7 +22,7 @@ __all__ = ["MixtureHead"]
 class MixtureHead(nn.Module):
     r"""Parameterise a mixture by a linear map of features.
 
-    .. math:: p(y \mid h) = \sum_k w_k(h) \prod_d f(y_d; \theta_{kd}(h)),
+    .. math:: p(y \mid h) = \sum_k w_k(h) f(y; \theta_k(h)),
               \qquad w(h) = \mathrm{softmax}(A h + a)
 
     Locations are free; the log of each scale lies between a soft floor and a soft ceiling, 1/100
@@ -31,18 +31,22 @@ class MixtureHead(nn.Module):
     Args:
         in_features: Width H of the features.
         components: Number of components K.
-        targets: None for a scalar y, else the number D of dimensions of a vector y, which are
-            independent within a component (and dependent through the mixture).
+        targets: None for a scalar y, else the number D of dimensions of a vector y.
         family: Kind of component: a name in :data:`pyralloy.families.FAMILIES`, for instance
             ``"normal"``, ``"student_t"``, ``"gamma"`` or ``"poisson"``, or a
             :class:`~pyralloy.families.Family`, for instance one on an interval of your own.
+        covariance: Of a vector y within a component: ``"diagonal"`` for dimensions that are
+            independent there (and dependent through the mixture); for Normal and Student's t also
+            ``"full"``, of D (D + 1) / 2 numbers, or ``"low_rank"``, of D (1 + rank).
+        rank: Number of factors of a low-rank covariance; None means 1.
         spread: Standard deviation of y in the units the head works in; 1 where y is standardised.
         constant_scale: Whether scales ignore the features. One Normal component of constant scale
             is least squares.
 
     Raises:
         TypeError: A size that is no integer, a spread that is no number.
-        ValueError: A size below 1, a spread not above 0, or an unknown family.
+        ValueError: A size below 1, a spread not above 0, an unknown family or covariance, or
+            arguments that do not go together.
 
     References:
         Bishop, C. M. (1994). Mixture density networks. Aston University, NCRG/94/004.
@@ -62,6 +66,8 @@ class MixtureHead(nn.Module):
         targets: int | None = None,
         *,
         family: str | Family = "normal",
+        covariance: str = "diagonal",
+        rank: int | None = None,
         spread: float = 1.0,
         constant_scale: bool = False,
     ) -> None:
@@ -70,27 +76,30 @@ class MixtureHead(nn.Module):
         integer("components", components)
         if targets is not None:
             integer("targets", targets)
-        if not isinstance(family, Family) and family not in FAMILIES:
-            raise ValueError(f"family={family!r} is unknown: choose one of {sorted(FAMILIES)}.")
-        self.family = family if isinstance(family, Family) else FAMILIES[family]
-        if constant_scale and not isinstance(self.family, NormalFamily):
-            raise ValueError(f"constant_scale needs Normal components, not {self.family.name!r}.")
+        self.family = find_family(family, targets, covariance, rank)
+        if constant_scale and not (covariance == "diagonal" and self.family.name == "normal"):
+            raise ValueError(
+                f"constant_scale needs Normal components of diagonal covariance, not of "
+                f"{self.family.name!r}."
+            )
         self.in_features, self.components, self.targets = in_features, components, targets
         self.spread, self.constant_scale = positive("spread", spread), constant_scale
-        outputs = components * (targets or 1) * self.family.outputs
+        if isinstance(self.family, VectorFamily):
+            self._dims = (targets or 1,)
+            outputs = self.family.outputs_for(*self._dims)
+        else:
+            self._dims, outputs = (), self.family.outputs
         self.weight_logits = nn.Linear(in_features, components)
-        self.parameters_raw = nn.Linear(in_features, outputs)
+        self.parameters_raw = nn.Linear(in_features, components * outputs)
 
     def forward(self, features: Tensor) -> Mixture:
         """Map features (..., H) to a ``Mixture`` of batch shape (...), event shape () or (D,)."""
         raw = self.parameters_raw(features)
-        raw = raw.unflatten(-1, (self.components, self.targets or 1, -1))  # (..., K, D, P)
-        if self.constant_scale:
-            bias = self.parameters_raw.bias.unflatten(0, (self.components, self.targets or 1, -1))
-            raw = torch.cat([raw[..., :1], bias[..., 1:].expand_as(raw[..., 1:])], -1)
-        component = self.family.from_raw(raw if self.targets else raw.squeeze(-2), self.spread)
-        if self.targets:
-            component = component.to_event(1)
+        if self.constant_scale:  # locations and log-scales take turns
+            moving = torch.arange(raw.shape[-1], device=raw.device) % 2 == 0
+            raw = torch.where(moving, raw, self.parameters_raw.bias)
+        raw = raw.unflatten(-1, (self.components, -1))  # (..., K, P)
+        component = self.family.from_raw(raw, self.spread, *self._dims)
         return Mixture(dist.Categorical(logits=self.weight_logits(features)), component)
 
     @torch.no_grad()
@@ -104,12 +113,11 @@ class MixtureHead(nn.Module):
         Raises:
             ValueError: A shape other than these, or a scale out of reach.
         """
-        targets = () if self.targets is None else (self.targets,)
+        wanted = (self.components, *self._dims)
         for name, values in (("loc", loc), ("scale", scale)):
-            if values.shape != (self.components, *targets):
+            if values.shape != wanted:
                 raise ValueError(
-                    f"{name} has shape {tuple(values.shape)}: give {(self.components, *targets)}, "
-                    "one place a component."
+                    f"{name} has shape {tuple(values.shape)}: give {wanted}, one place a component."
                 )
         low, high = SCALE_FLOOR * self.spread, SCALE_CEILING * self.spread
         if self.family.support.shifts and not bool(((scale > low) & (scale < high)).all()):
@@ -117,8 +125,7 @@ class MixtureHead(nn.Module):
                 f"scale runs from {float(scale.min()):g} to {float(scale.max()):g}: this head's "
                 f"scales lie between {low:g} and {high:g}, which its spread sets."
             )
-        shape = (self.components, self.targets or 1)
-        raw = self.family.to_raw(loc.reshape(shape), scale.reshape(shape), self.spread)
+        raw = self.family.to_raw(loc, scale, self.spread)
         for layer in (self.weight_logits, self.parameters_raw):
             layer.weight.mul_(0.1)
         self.weight_logits.bias.zero_()

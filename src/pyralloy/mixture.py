@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pyralloy.algebra import MixtureAlgebra
 from pyralloy.answers import EntropyParts, Estimate, Interval, Modes
-from pyralloy.checks import broadcast_shapes, integer, positive
+from pyralloy.checks import beside, broadcast_shapes, integer, positive
 from pyralloy.families import base_of, family_of, map_parameters
 from pyralloy.information import entropy
+from pyralloy.level_sets import LevelSet, level_set
 from pyralloy.pooling import log_pool_weights
 from pyralloy.regions import Region, highest_density, modes
 from pyralloy.table import Table
@@ -218,6 +218,45 @@ class Mixture(MixtureAlgebra):
         table = self.detach().to(torch.float64)._table(self.batch_shape)
         return highest_density(table, level).reshape(self.batch_shape)
 
+    def level_set(
+        self, level: float = 0.9, *, draws: int = 10_000, generator: torch.Generator | None = None
+    ) -> LevelSet:
+        r"""Estimate the highest-density region of a vector y, as a level of its density.
+
+        Args:
+            level: Probability inside, in (0, 1).
+            draws: Number of draws a row; the probability inside errs by
+                :math:`\sqrt{\text{level} (1 - \text{level}) / \text{draws}}`.
+            generator: Source of randomness; None takes torch's default.
+
+        Returns:
+            A :class:`~pyralloy.level_sets.LevelSet`: ``log_density`` of shape (...), with
+            ``contains(y)`` and ``volume()``.
+
+        Raises:
+            TypeError: ``draws`` is no integer.
+            ValueError: ``level`` outside (0, 1), fewer than 100 draws, or a density of a scalar.
+
+        References:
+            Hyndman, R. J. (1996). Computing and graphing highest density regions. The American
+            Statistician 50. doi:10.1080/00031305.1996.10474359
+
+        Example:
+            >>> from pyro import distributions as dist
+            >>> normal = dist.Normal(torch.zeros(1, 2), 1.0).to_event(1)
+            >>> disc = Mixture(dist.Categorical(torch.ones(1)), normal).level_set(0.9)
+            >>> disc.contains(torch.tensor([[0.0, 2.0], [0.0, 2.3]])).tolist()  # radius 2.15
+            [True, False]
+        """
+        if not self.event_shape:
+            raise ValueError(
+                "level_set is of a vector y; this density is of a scalar, whose "
+                "highest_density_region(level) is exact."
+            )
+        if positive("level", level) >= 1.0:
+            raise ValueError(f"level={level!r}: give a probability strictly between 0 and 1.")
+        return level_set(self, level, integer("draws", draws, 100), generator)
+
     def modes(self) -> Modes:
         """Find all local maxima of the density, highest first.
 
@@ -362,26 +401,9 @@ class Mixture(MixtureAlgebra):
         if self.event_shape:
             raise ValueError(
                 f"{name} is defined for a scalar y; this density has event_shape "
-                f"{tuple(self.event_shape)}: take density.marginal(dim) first."
+                f"{tuple(self.event_shape)}: take density.marginal(dim) first, or "
+                "density.level_set(level) for a joint region."
             )
 
     def _values(self, name: str, values: Any) -> Tensor:
-        if not isinstance(values, Tensor):
-            values = np.asarray(values)
-        tensor = torch.as_tensor(values, device=self.mixture_distribution.logits.device)
-        if not tensor.is_floating_point():
-            tensor = tensor.to(self.dtype)
-        if tensor.shape == (*self.batch_shape, 1) and self.batch_shape.numel() > 1:
-            raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)} beside batch_shape "
-                f"{tuple(self.batch_shape)}, and would be taken at every row: give "
-                f"{name}.squeeze(-1) for one value a row, or expand a grid to (G, N)."
-            )
-        try:
-            broadcast_shapes(tensor.shape, self.batch_shape)
-        except ValueError:
-            raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}, which does not broadcast with "
-                f"batch_shape {tuple(self.batch_shape)}; give one value a row, or (S, N) of them."
-            ) from None
-        return tensor
+        return beside(name, values, self.batch_shape, self.logits)

@@ -1,17 +1,18 @@
-"""The linear pool, whose result holds all components, and its reduction to fewer of them."""
+"""The linear pool, whose result holds all components of all members."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyralloy.families import base_of, build, family_of
+from pyralloy.families import kind_of, map_components
 
-__all__ = ["check_alike", "log_pool_weights", "merge_normals", "pool_components"]
+__all__ = ["batch_size", "check_alike", "log_pool_weights", "pool_batch", "pool_components"]
 
 
 def log_pool_weights(weights: Sequence[float] | Tensor | None, count: int, like: Tensor) -> Tensor:
@@ -56,98 +57,67 @@ def check_alike(members: Sequence[Any]) -> None:
                 f"batch {tuple(first.batch_shape)} and event {tuple(first.event_shape)}; "
                 "pool densities of the same rows."
             )
-        if family_of(m.components) is not family_of(first.components):
-            raise ValueError("many mixes families: pool components of one family only.")
+        one, other = kind_of(first.components), kind_of(m.components)
+        if one is not other:
+            raise ValueError(
+                f"many mixes components of {one.name!r} and of {other.name!r}: pool one family."
+            )
 
 
-def pool_components(components: Sequence[Any], event_dims: int) -> Any:
+def pool_components(components: Sequence[Any]) -> Any:
     """Join component distributions along the component dimension.
 
     Args:
-        components: Of one family, batch shapes (..., K_m).
-        event_dims: Number of event dimensions of a component.
+        components: Of one kind, batch shapes (..., K_m).
 
     Returns:
         Components of batch shape (..., sum of K_m).
+
+    Raises:
+        ValueError: Their scale matrices are of different rank.
     """
-    axis, family = -1 - event_dims, family_of(components[0])
-    bases = [base_of(c) for c in components]
-    values = [
-        torch.cat([getattr(b, name).expand(b.batch_shape) for b in bases], axis)
-        for name in family.parameters
-    ]
-    return build(family, values, event_dims)
+    kind, axis = kind_of(components[0]), len(components[0].batch_shape) - 1
+    columns = list(zip(*(kind.values(c) for c in components), strict=True))
+    for name, values in zip(kind.parameters, columns, strict=True):
+        if len({v.shape[axis + 1 :] for v in values}) > 1:
+            raise ValueError(
+                f"many disagrees on the shape of {name}, {[tuple(v.shape) for v in values]}: pool "
+                "densities of one rank."
+            )
+    return kind.build([torch.cat(values, axis) for values in columns])
 
 
-def merge_normals(
-    weights: Tensor, loc: Tensor, scale: Tensor, count: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    r"""Merge Normal components two by two until ``count`` are left, keeping mean and variance.
+def batch_size(batch_shape: torch.Size, dim: int) -> int:
+    """Count the members along a batch dimension.
 
-    At each turn the pair is merged that costs the least of Runnalls' bound on the
-    Kullback-Leibler divergence from the mixture before to the one after,
+    Raises:
+        ValueError: There is no such dimension.
+    """
+    rank = len(batch_shape)
+    if not isinstance(dim, Integral) or not -rank <= dim < rank:
+        raise ValueError(
+            f"dim={dim}: the density has batch_shape {tuple(batch_shape)}, "
+            "and only one of its dimensions can be pooled."
+        )
+    return batch_shape[dim]
 
-    .. math:: \tfrac12 \bigl[(w_i + w_j) \log|P_{ij}| - w_i \log|P_i| - w_j \log|P_j|\bigr].
+
+def pool_batch(logits: Tensor, components: Any, share: Tensor, dim: int) -> tuple[Tensor, Any]:
+    """Turn a batch dimension into more components.
 
     Args:
-        weights: Shape (M, K).
-        loc: Shape (M, K, D); dimensions are independent within a component.
-        scale: Shape (M, K, D).
-        count: Number of components to keep, at most K.
+        logits: Log weights, shape (..., K).
+        components: Batch shape (..., K).
+        share: Log weights of the M members along ``dim``, shape (M,).
+        dim: A batch dimension.
 
     Returns:
-        Weights (M, count), locs and scales (M, count, D), and the sum of the bounds, shape (M,):
-        an upper bound on the divergence from the mixture given to the one returned, in nats.
-
-    References:
-        Runnalls, A. R. (2007). Kullback-Leibler approach to Gaussian mixture reduction. IEEE
-        Transactions on Aerospace and Electronic Systems 43. doi:10.1109/TAES.2007.4383588
+        Logits and components of M K components.
     """
-    weights, loc, variance = weights.clone(), loc.clone(), scale.square()
-    rows, total = weights.shape
-    bound = weights.new_zeros(rows)
-    every = torch.arange(rows, device=weights.device)
-    cost = torch.stack([_merge_cost(weights, loc, variance, i) for i in range(total)], 1)
-    for _ in range(total - count):
-        best, flat = cost.flatten(1).min(-1)
-        i, j = flat // total, flat % total
-        bound += best
-        one, two = ((weights[every, k], loc[every, k], variance[every, k]) for k in (i, j))
-        w, m, v = _merged(*one, *two)
-        weights[every, i], loc[every, i], variance[every, i] = w, m, v
-        weights[every, j] = -1.0  # gone
-        line = _merge_cost(weights, loc, variance, i)  # (M, K)
-        cost[every, i], cost[every, :, i] = line, line
-        cost[every, j], cost[every, :, j] = torch.inf, torch.inf
-    kept = (weights < 0).to(torch.int8).sort(dim=-1, stable=True).indices[:, :count]  # (M, count)
-    pick = kept[..., None].expand(-1, -1, loc.shape[-1])
-    return (
-        weights.gather(1, kept),
-        loc.gather(1, pick),
-        variance.gather(1, pick).sqrt(),
-        bound,
-    )
-
-
-def _merged(
-    w_i: Tensor, m_i: Tensor, v_i: Tensor, w_j: Tensor, m_j: Tensor, v_j: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Give weight, mean and variance of two components taken as one."""
-    total = w_i + w_j
-    share = torch.where(total > 0, w_j / total, 0.5)[..., None]
-    gap = m_j - m_i
-    variance = (1.0 - share) * v_i + share * v_j + share * (1.0 - share) * gap.square()
-    return total, m_i + share * gap, variance
-
-
-def _merge_cost(weights: Tensor, loc: Tensor, variance: Tensor, i: int | Tensor) -> Tensor:
-    """Evaluate Runnalls' bound of merging component ``i`` with each other one, shape (M, K)."""
-    rows = torch.arange(weights.shape[0], device=weights.device)
-    own, centre, width = (t[rows, i][:, None] for t in (weights, loc, variance))  # (M, 1, ...)
-    w, _, v = _merged(own, centre, width, weights, loc, variance)
-    before = own * width.log().sum(-1) + weights * variance.log().sum(-1)
-    cost = 0.5 * (w * v.log().sum(-1) - before)
-    gone = (weights < 0) | (own < 0)
-    cost = torch.where(gone, torch.inf, cost.clamp_min(0.0))
-    cost[rows, i] = torch.inf
-    return cost
+    last = logits.ndim - 2
+    dim %= logits.ndim - 1
+    logits = logits.movedim(dim, -2) + share[:, None]  # (..., M, K)
+    pooled = map_components(
+        components, lambda p: p.movedim(dim, last).flatten(last, last + 1)
+    )  # (..., M K)
+    return logits.flatten(-2), pooled

@@ -3,6 +3,7 @@
 from pyralloy.families.bounded import BetaFamily, TruncatedNormalFamily
 from pyralloy.families.contract import SCALE_CEILING, SCALE_FLOOR, Family, Support
 from pyralloy.families.counts import NegativeBinomialFamily, PoissonFamily
+from pyralloy.families.joint import JOINT, JointFamily, LowRankMultivariateStudentT
 from pyralloy.families.location_scale import (
     LaplaceFamily,
     LogisticFamily,
@@ -10,27 +11,49 @@ from pyralloy.families.location_scale import (
     StudentTFamily,
 )
 from pyralloy.families.positive import GammaFamily, LogNormalFamily, WeibullFamily
-from pyralloy.families.registry import FAMILIES, base_of, build, family_of, map_parameters
+from pyralloy.families.registry import (
+    FAMILIES,
+    base_of,
+    build,
+    family_of,
+    find_family,
+    kind_of,
+    map_components,
+    map_parameters,
+)
+from pyralloy.families.scale_matrices import Full, LowRank
+from pyralloy.families.vector import Product, VectorFamily, product_of
 
 __all__ = [
     "FAMILIES",
+    "JOINT",
     "SCALE_CEILING",
     "SCALE_FLOOR",
     "BetaFamily",
     "Family",
+    "Full",
     "GammaFamily",
+    "JointFamily",
     "LaplaceFamily",
     "LogNormalFamily",
     "LogisticFamily",
+    "LowRank",
+    "LowRankMultivariateStudentT",
     "NegativeBinomialFamily",
     "NormalFamily",
     "PoissonFamily",
+    "Product",
     "StudentTFamily",
     "Support",
     "TruncatedNormalFamily",
+    "VectorFamily",
     "WeibullFamily",
     "base_of",
     "build",
     "family_of",
+    "find_family",
+    "kind_of",
+    "map_components",
     "map_parameters",
+    "product_of",
 ]

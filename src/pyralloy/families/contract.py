@@ -83,6 +83,14 @@ class Family(ABC):
         """How many raw outputs make one component: one a parameter, unless some are given."""
         return len(self.parameters)
 
+    def values(self, component: Any) -> list[Tensor]:
+        """Give the parameters of components, each of their batch shape."""
+        return [getattr(component, name).expand(component.batch_shape) for name in self.parameters]
+
+    def build(self, values: list[Tensor]) -> Any:
+        """Make components from parameters."""
+        return self.distribution(*values, validate_args=False)
+
     @abstractmethod
     def from_raw(self, raw: Tensor, spread: float) -> Any:
         """Map raw outputs ``(..., P)`` to components ``(...)``; ``spread`` is y's, in its units."""

@@ -14,7 +14,14 @@ from pyralloy.families.contract import Family, invert_cdf, scale_bounds, within
 from pyralloy.numerics import soft_between, soft_between_inverse
 from pyralloy.special import student_cdf
 
-__all__ = ["LaplaceFamily", "LogisticFamily", "NormalFamily", "StudentTFamily"]
+__all__ = [
+    "LOG_DF",
+    "START_DF",
+    "LaplaceFamily",
+    "LogisticFamily",
+    "NormalFamily",
+    "StudentTFamily",
+]
 
 
 class NormalFamily(Family):
@@ -169,14 +176,14 @@ class StudentTFamily(Family):
         """Map ``raw`` (..., 3) to ``StudentT(df, loc, scale)``; only ``loc`` is free."""
         log_df, loc, log_scale = raw.unbind(-1)
         scale = soft_between(log_scale, *scale_bounds(spread)).exp()
-        return dist.StudentT(soft_between(log_df, *_LOG_DF).exp(), loc, scale)
+        return dist.StudentT(soft_between(log_df, *LOG_DF).exp(), loc, scale)
 
     def to_raw(self, loc: Tensor, scale: Tensor, spread: float) -> Tensor:
         """Place components of 8 degrees of freedom with standard deviation ``scale``."""
-        log_df = torch.full_like(loc, math.log(_START_DF))
-        width = scale * math.sqrt((_START_DF - 2) / _START_DF)
+        log_df = torch.full_like(loc, math.log(START_DF))
+        width = scale * math.sqrt((START_DF - 2) / START_DF)
         return torch.stack(
-            [soft_between_inverse(log_df, *_LOG_DF), loc, _raw_scale(width, spread)], -1
+            [soft_between_inverse(log_df, *LOG_DF), loc, _raw_scale(width, spread)], -1
         )
 
     def cdf(self, component: Any, y: Tensor) -> Tensor:
@@ -226,7 +233,8 @@ class StudentTFamily(Family):
 
 
 _SQRT2, _LOGISTIC_DEVIATION = math.sqrt(2.0), math.pi / math.sqrt(3.0)
-_LOG_DF, _START_DF = (math.log(1.5), math.log(100.0)), 8.0
+#: Ends between which the log of the degrees of freedom lies, and where training starts.
+LOG_DF, START_DF = (math.log(1.5), math.log(100.0)), 8.0
 #: ``sinh`` of it is the largest quantile that is looked for, about 1e260.
 _MOST_ASINH = 600.0
 

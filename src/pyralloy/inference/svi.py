@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyralloy.checks import as_values, integer, paired, positive
-from pyralloy.families import Family
+from pyralloy.families import Family, VectorFamily
 from pyralloy.inference.fit import Fit
 from pyralloy.inference.objective import FlatParameters, Objective, empty_guide, pyro_runtime
 from pyralloy.inference.training import Batches, Callback, Plan, train
@@ -224,7 +224,7 @@ def _split(
     return Rows(rows.x[kept], rows.y[kept]), Rows(rows.x[out], rows.y[out])
 
 
-def _require_support(y: Tensor, family: Family) -> None:
+def _require_support(y: Tensor, family: Family | VectorFamily) -> None:
     low, high, integer = family.support
     outside = (y < low) | (y > high)
     if integer:
