@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 import pyralloy as pa
+from pyralloy.inference.engine import Adam
 from pyralloy.inference.svi import Rows, _split
-from pyralloy.inference.training import Adam, Batches, Diverged, one_cycle
+from pyralloy.inference.training import Batches, Diverged, one_cycle
 from pyralloy.marginal import marginal_density
 
 PROBLEM = pa.datasets.inverse_sinusoid(400, seed=0)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyralloy.checks import as_values, integer, paired, positive
 from pyralloy.families import Family, VectorFamily
+from pyralloy.inference.engine import Engine
 from pyralloy.inference.fit import Fit
 from pyralloy.inference.objective import FlatParameters, Objective, empty_guide, pyro_runtime
 from pyralloy.inference.training import Batches, Callback, Plan, train
@@ -156,8 +157,8 @@ def _fit(
         model.train()
         parameters = FlatParameters(model)
         try:
-            objective = Objective(model, empty_guide, len(rows.x))
-            trace = train(parameters, objective.backward, batches, plan, evaluate)
+            engine = Engine(Objective(model, empty_guide, len(rows.x)), parameters)
+            trace = train(engine, batches, plan, evaluate)
         finally:
             parameters.release()
             model.eval()

@@ -17,12 +17,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyralloy.inference.objective import FlatParameters
+from pyralloy.inference.engine import Engine
 
-__all__ = ["Adam", "Batches", "Diverged", "Plan", "Trace", "one_cycle", "train"]
-
-#: Decay of the running average of the weights, a step; at the start it is shorter.
-AVERAGING = 0.98
+__all__ = ["Batches", "Diverged", "Plan", "Trace", "one_cycle", "train"]
 
 #: Called at each evaluation as ``callback(step, metrics)``; a true answer ends the fit.
 Callback = Callable[[int, Mapping[str, float]], Any]
@@ -124,32 +121,6 @@ class Batches:
         return self._epochs[epoch]
 
 
-class Adam:
-    """Adam on one vector (Kingma & Ba 2015), without torch's optimiser classes.
-
-    Their constructor imports torch's compiler, which takes longer than a small fit does.
-
-    References:
-        Kingma, D. P., & Ba, J. (2015). Adam: a method for stochastic optimization. ICLR.
-        arXiv:1412.6980
-    """
-
-    def __init__(self, vector: Tensor, betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        self._vector, self._betas, self._steps = vector, betas, 0
-        self._mean, self._square = torch.zeros_like(vector), torch.zeros_like(vector)
-
-    def step(self, gradient: Tensor, learning_rate: float) -> None:
-        """Move the vector, in place, and set the gradient to zero."""
-        self._steps += 1
-        first, second = self._betas
-        self._mean.lerp_(gradient, 1.0 - first)
-        self._square.mul_(second).addcmul_(gradient, gradient, value=1.0 - second)
-        correction = math.sqrt(1.0 - second**self._steps)
-        spread = self._square.sqrt().div_(correction).add_(1e-8)
-        self._vector.addcdiv_(self._mean, spread, value=-learning_rate / (1.0 - first**self._steps))
-        gradient.zero_()
-
-
 def one_cycle(step: int, steps: int, *, warmup: float = 0.1) -> float:
     """Give the learning rate of a step as a fraction of the peak: a cosine up, a cosine down.
 
@@ -172,20 +143,18 @@ def one_cycle(step: int, steps: int, *, warmup: float = 0.1) -> float:
 
 
 def train(
-    parameters: FlatParameters,
-    backward: Callable[..., Tensor],
+    engine: Engine,
     batches: Batches,
     plan: Plan,
     evaluate: Callable[[], float] | None = None,
 ) -> Trace:
-    """Minimise a loss by Adam on minibatches, and leave the best weights in place.
+    """Minimise a loss on minibatches, and leave the best weights in place.
 
     What is evaluated and kept is a running average of the weights over the last few dozen steps,
     which has less of the minibatches' noise than the weights of any one step.
 
     Args:
-        parameters: What is trained, in place.
-        backward: Adds the gradient of a batch and gives its loss.
+        engine: Takes the steps, on the parameters that are trained in place.
         batches: The stream of minibatches.
         plan: How long, how fast, how often to evaluate.
         evaluate: Gives the held-out loss; None keeps the last weights instead of the best.
@@ -196,16 +165,13 @@ def train(
     Raises:
         Diverged: The loss or the weights are no longer finite.
     """
-    adam, trace = Adam(parameters.vector), Trace()
-    average = parameters.vector.clone()
+    parameters, average, trace = engine.parameters, engine.average, Trace()
     start, total, counted = time.perf_counter(), 0.0, 0
     with _interrupts() as stop, _bar(plan) as bar, parameters.ending_with_kept():
         for step in range(1, plan.max_steps + 1):
-            loss = float(backward(*batches.at(step - 1)))
-            _require_finite(loss, "loss", step, trace)
             rate = plan.learning_rate * one_cycle(step - 1, plan.max_steps)
-            adam.step(parameters.gradient, rate)
-            average.lerp_(parameters.vector, max(1.0 - AVERAGING, 9.0 / (9.0 + step)))
+            loss = float(engine.step(batches.at(step - 1), rate))
+            _require_finite(loss, "loss", step, trace)
             total, counted = total + loss, counted + 1
             if step % plan.every and step < plan.max_steps and not stop.requested:
                 continue
@@ -222,16 +188,16 @@ def train(
             total, counted = 0.0, 0
             _show(bar, row, plan)
             trace.interrupted = stop.requested
-            if stop.requested or _finished(trace, plan, parameters, average):
+            if stop.requested or _finished(trace, plan, engine):
                 break
     return trace
 
 
-def _finished(trace: Trace, plan: Plan, parameters: FlatParameters, average: Tensor) -> bool:
+def _finished(trace: Trace, plan: Plan, engine: Engine) -> bool:
     """Ask the callback, which sees the averaged weights, and patience."""
     step = trace.rows[-1][0]
     if plan.callback is not None:
-        with parameters.holding(average):
+        with engine.parameters.holding(engine.average):
             if plan.callback(step, _metrics(trace)):
                 return True
     return plan.patience is not None and step - trace.best_step >= plan.patience * plan.every
