@@ -14,6 +14,7 @@ from torch import Tensor
 from pyralloy.checks import integer, positive
 from pyralloy.families import NormalFamily, base_of, build, family_of, map_parameters
 from pyralloy.pooling import check_alike, log_pool_weights, merge_normals, pool_components
+from pyralloy.truncation import truncate
 
 __all__ = ["MixtureAlgebra", "Reduction"]
 
@@ -74,7 +75,8 @@ class MixtureAlgebra(dist.MixtureSameFamily):
     @property
     def dtype(self) -> torch.dtype:
         """The floating-point type of the parameters."""
-        return self.component_distribution.mean.dtype
+        base = base_of(self.components)  # not its mean, which may be an integral
+        return getattr(base, family_of(base).parameters[0]).dtype
 
     def __getitem__(self, rows: Any) -> Self:
         """Index the batch, as one indexes a tensor of shape ``batch_shape``.
@@ -121,6 +123,8 @@ class MixtureAlgebra(dist.MixtureSameFamily):
     def _of(cls, logits: Tensor, components: Any) -> Self:
         weights = dist.Categorical(logits=logits, validate_args=False)
         return cls(weights, components, validate_args=False)
+
+    truncate = truncate
 
     # -- sampling ---------------------------------------------------------------------------------
 

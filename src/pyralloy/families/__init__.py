@@ -11,6 +11,13 @@ from pyralloy.families.location_scale import (
 )
 from pyralloy.families.positive import GammaFamily, LogNormalFamily, WeibullFamily
 from pyralloy.families.registry import FAMILIES, base_of, build, family_of, map_parameters
+from pyralloy.families.tails import log_mass
+from pyralloy.families.truncated import (
+    Truncated,
+    TruncatedCountFamily,
+    TruncatedFamily,
+    truncated,
+)
 
 __all__ = [
     "FAMILIES",
@@ -27,10 +34,15 @@ __all__ = [
     "PoissonFamily",
     "StudentTFamily",
     "Support",
+    "Truncated",
+    "TruncatedCountFamily",
+    "TruncatedFamily",
     "TruncatedNormalFamily",
     "WeibullFamily",
     "base_of",
     "build",
     "family_of",
+    "log_mass",
     "map_parameters",
+    "truncated",
 ]

@@ -18,6 +18,7 @@ from pyralloy.families.location_scale import (
     StudentTFamily,
 )
 from pyralloy.families.positive import GammaFamily, LogNormalFamily, WeibullFamily
+from pyralloy.families.truncated import Truncated, truncated_family
 
 __all__ = ["FAMILIES", "base_of", "build", "family_of", "map_parameters"]
 
@@ -57,6 +58,8 @@ def family_of(component: Any) -> Family:
         'NormalFamily'
     """
     base = base_of(component)
+    if isinstance(base, Truncated):
+        return truncated_family(family_of(base.base))
     for family in FAMILIES.values():
         if isinstance(base, _torch_type(family.distribution)):
             return family
