@@ -22,6 +22,7 @@ from pyralloy.pooling import (
 )
 from pyralloy.reduction import reduce_normals
 from pyralloy.sampling import draw
+from pyralloy.truncation import truncate
 
 __all__ = ["MixtureAlgebra", "Reduction"]
 
@@ -82,7 +83,8 @@ class MixtureAlgebra(dist.MixtureSameFamily):
     @property
     def dtype(self) -> torch.dtype:
         """The floating-point type of the parameters."""
-        return self.component_distribution.mean.dtype
+        # Not of the mean, which may be an integral.
+        return kind_of(self.components).values(self.components)[0].dtype
 
     def __getitem__(self, rows: Any) -> Self:
         """Index the batch, as one indexes a tensor of shape ``batch_shape``.
@@ -144,6 +146,8 @@ class MixtureAlgebra(dist.MixtureSameFamily):
     def _of(cls, logits: Tensor, components: Any) -> Self:
         weights = dist.Categorical(logits=logits, validate_args=False)
         return cls(weights, components, validate_args=False)
+
+    truncate = truncate
 
     # -- sampling ---------------------------------------------------------------------------------
 

@@ -10,7 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["as_values", "beside", "broadcast_shapes", "integer", "paired", "positive"]
+__all__ = [
+    "as_values",
+    "beside",
+    "broadcast_shapes",
+    "integer",
+    "paired",
+    "positive",
+    "probability",
+]
 
 
 def integer(name: str, value: Any, low: int = 1) -> int:
@@ -45,6 +53,20 @@ def positive(name: str, value: Any, high: float = math.inf) -> float:
     if not (math.isfinite(number) and 0.0 < number <= high):
         raise ValueError(f"{name}={value!r}: give a finite number above 0{bound}.")
     return number
+
+
+def probability(name: str, value: Any) -> float:
+    """Check a number strictly between 0 and 1, and give it as a ``float``.
+
+    Raises:
+        TypeError: Not a real number.
+        ValueError: Not between 0 and 1, or one of them.
+    """
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}={value!r}: give a probability strictly between 0 and 1.")
+    if not 0.0 < float(value) < 1.0:
+        raise ValueError(f"{name}={value!r}: give a probability strictly between 0 and 1.")
+    return float(value)
 
 
 def as_values(name: str, values: Any, *, device: torch.device | None = None) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyralloy.checks import as_values, integer
+from pyralloy.checks import as_values, broadcast_shapes, integer
 
 __all__ = ["Problem", "inverse_sinusoid", "sinusoid"]
 
@@ -76,8 +76,8 @@ class Problem:
         if x.ndim != 1:
             raise ValueError(f"x has shape {tuple(x.shape)}; give inputs of shape (N, 1) or (N,).")
         try:
-            torch.broadcast_shapes(x.shape, y.shape)
-        except RuntimeError:
+            broadcast_shapes(x.shape, y.shape)
+        except ValueError:
             raise ValueError(
                 f"y has shape {tuple(y.shape)}, which does not broadcast with x's {x.shape[0]} "
                 "rows; give one value a row, or a grid as grid[:, None]."

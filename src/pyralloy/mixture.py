@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyralloy.algebra import MixtureAlgebra
 from pyralloy.answers import EntropyParts, Estimate, Interval, Modes
-from pyralloy.checks import beside, broadcast_shapes, integer, positive
+from pyralloy.checks import beside, broadcast_shapes, integer, probability
 from pyralloy.families import base_of, family_of, map_parameters
 from pyralloy.information import entropy
 from pyralloy.level_sets import LevelSet, level_set
@@ -86,6 +86,17 @@ class Mixture(MixtureAlgebra):
         y = self._values("y", y)
         cdf = family_of(self.components).cdf(base_of(self.components), y[..., None])  # (..., K)
         return (self.weights * cdf).sum(-1)
+
+    def survival(self, y: Tensor) -> Tensor:
+        r"""Evaluate :math:`1 - F(y) = \sum_k w_k \bigl(1 - F_k(y)\bigr)`, SciPy's ``sf``.
+
+        Far in the upper tail, where ``1 - density.cdf(y)`` is 0, it keeps its digits. Args,
+        Returns and Raises as for :meth:`cdf`.
+        """
+        self._require_scalar("survival")
+        y = self._values("y", y)
+        tail = family_of(self.components).survival(base_of(self.components), y[..., None])
+        return (self.weights * tail).sum(-1)
 
     def quantile(self, levels: float | Sequence[float] | Tensor) -> Tensor:
         """Invert the cdf at each level, for every row.
@@ -175,8 +186,7 @@ class Mixture(MixtureAlgebra):
         Raises:
             ValueError: ``level`` outside (0, 1).
         """
-        if positive("level", level) >= 1.0:
-            raise ValueError(f"level={level!r}: give a probability strictly between 0 and 1.")
+        level = probability("level", level)
         lower, upper = self.quantile([(1.0 - level) / 2.0, (1.0 + level) / 2.0])
         return Interval(lower, upper)
 
@@ -213,8 +223,7 @@ class Mixture(MixtureAlgebra):
             [-6.3, 6.3]
         """
         self._require_scalar("highest_density_region")
-        if positive("level", level) >= 1.0:
-            raise ValueError(f"level={level!r}: give a probability strictly between 0 and 1.")
+        probability("level", level)
         table = self.detach().to(torch.float64)._table(self.batch_shape)
         return highest_density(table, level).reshape(self.batch_shape)
 
@@ -253,8 +262,7 @@ class Mixture(MixtureAlgebra):
                 "level_set is of a vector y; this density is of a scalar, whose "
                 "highest_density_region(level) is exact."
             )
-        if positive("level", level) >= 1.0:
-            raise ValueError(f"level={level!r}: give a probability strictly between 0 and 1.")
+        level = probability("level", level)
         return level_set(self, level, integer("draws", draws, 100), generator)
 
     def modes(self) -> Modes:

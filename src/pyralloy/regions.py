@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyralloy.checks import probability
 from pyralloy.families import map_parameters
 from pyralloy.table import MAX_STEPS, Table
 
@@ -127,8 +128,7 @@ def highest_density(table: Table, level: float) -> Region:
         >>> [[round(end, 2) for end in ends] for ends in region.intervals[0].tolist()]
         [[-6.32, -3.68], [4.75, 5.25]]
     """
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"level={level!r}: give a probability strictly between 0 and 1.")
+    probability("level", level)
     with torch.no_grad():
         parts = [_region(part, level) for part in _parts(table)]
     thresholds = torch.cat([table.weights.new_empty(0), *(t for _, t in parts)])

@@ -290,11 +290,12 @@ def _mix(log_weights: Tensor, parts: Slopes) -> Slopes:
 @singledispatch
 def landmarks(component: Any) -> Tensor:
     """Place points (M, P) throughout components (M, K) of any family, by their quantiles."""
-    like, family = component.mean, family_of(component)
+    family = family_of(component)
+    like = getattr(component, family.parameters[0])
     units = torch.tensor([-u for u in reversed(UNITS[:-1])] + list(UNITS[:-1])).to(like)
     levels = torch.special.ndtr(units)[:, None, None].expand(-1, *like.shape)
     points = family.icdf(component, levels)  # (P', M, K)
-    centre = getattr(component, "loc", like)
+    centre = getattr(component, "loc", points[len(points) // 2])
     # A density may have a kink at its location: a point on either side.
     gap = 1e-9 * (points[-1] - points[0]).abs()
     beside = torch.stack([centre - gap, centre + gap])

@@ -22,6 +22,13 @@ from pyralloy.families.registry import (
     map_parameters,
 )
 from pyralloy.families.scale_matrices import Full, LowRank
+from pyralloy.families.tails import log_mass
+from pyralloy.families.truncated import (
+    Truncated,
+    TruncatedCountFamily,
+    TruncatedFamily,
+    truncated,
+)
 from pyralloy.families.vector import Product, VectorFamily, product_of
 
 __all__ = [
@@ -45,6 +52,9 @@ __all__ = [
     "Product",
     "StudentTFamily",
     "Support",
+    "Truncated",
+    "TruncatedCountFamily",
+    "TruncatedFamily",
     "TruncatedNormalFamily",
     "VectorFamily",
     "WeibullFamily",
@@ -53,7 +63,9 @@ __all__ = [
     "family_of",
     "find_family",
     "kind_of",
+    "log_mass",
     "map_components",
     "map_parameters",
     "product_of",
+    "truncated",
 ]

@@ -19,6 +19,7 @@ from pyralloy.families.contract import (
     invert_cdf,
     within,
 )
+from pyralloy.families.normal_interval import mass_between, moments_between, phi, standard
 from pyralloy.numerics import soft_between, soft_between_inverse
 from pyralloy.special import betainc, log_beta_kernel
 
@@ -147,6 +148,16 @@ class BetaFamily(Family):
         x = ((y - component.low) / (component.high - component.low)).clamp(0.0, 1.0)
         return betainc(component.concentration1, component.concentration0, x)
 
+    def survival(self, component: Any, y: Tensor) -> Tensor:
+        """Evaluate the upper tail, the same function with its arguments exchanged."""
+        rest = ((component.high - y) / (component.high - component.low)).clamp(0.0, 1.0)
+        return betainc(component.concentration0, component.concentration1, rest)
+
+    def inverse_survival(self, component: Any, s: Tensor) -> Tensor:
+        """Evaluate the quantile function of the mirrored Beta."""
+        total = component.low + component.high
+        return total - self.icdf(self.affine(component, total, -torch.ones_like(total)), s)
+
     def icdf(self, component: Any, u: Tensor) -> Tensor:
         """Invert the cdf over the log-odds of y, without gradient."""
         a, b = component.concentration1, component.concentration0
@@ -192,8 +203,8 @@ class TruncatedNormal(TorchDistribution):
     Args:
         loc: Mean of the normal, no more than 35 ``scale`` outside the interval.
         scale: Its standard deviation, above 0.
-        low: Lower end l of the interval, in y's units.
-        high: Upper end h, above ``low``.
+        low: Lower end l of the interval, in y's units, or minus infinity.
+        high: Upper end h, above ``low``, or infinity.
         validate_args: As in torch.
 
     Example:
@@ -234,47 +245,64 @@ class TruncatedNormal(TorchDistribution):
 
     @property
     def ends(self) -> tuple[Tensor, Tensor]:
-        """Both ends in standard units."""
-        return (self.low - self.loc) / self.scale, (self.high - self.loc) / self.scale
+        """Both ends in standard units, in float64: far tails are out of reach of float32."""
+        low = standard(self.low, self.loc, self.scale)
+        return low, standard(self.high, self.loc, self.scale)
 
     @property
     def mass(self) -> Tensor:
-        """What the normal gives to the interval."""
-        return _normal_between(*self.ends)
+        """What the normal gives to the interval, in float64."""
+        return mass_between(*self.ends)
 
     @property
     def mean(self) -> Tensor:
         """The mean, in y's units."""
-        alpha, beta = self.ends
-        return self.loc + self.scale * (_phi(alpha) - _phi(beta)) / self.mass
+        return (self.loc + self.scale * moments_between(*self.ends)[0]).to(self.loc.dtype)
 
     @property
     def variance(self) -> Tensor:
         """The variance, in y's units squared."""
-        (alpha, beta), mass = self.ends, self.mass
-        moved = (_phi(alpha) - _phi(beta)) / mass
-        return self.scale.square() * (
-            1 + (alpha * _phi(alpha) - beta * _phi(beta)) / mass - moved.square()
-        )
+        return (self.scale.square() * moments_between(*self.ends)[1]).to(self.loc.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Evaluate the log density."""
+        """Evaluate the log density: minus infinity outside the interval."""
         if self._validate_args:
             self._validate_sample(value)
-        z = (value - self.loc) / self.scale
-        return -0.5 * (z.square() + math.log(2 * math.pi)) - (self.scale * self.mass).log()
+        z = (value.to(torch.float64) - self.loc) / self.scale
+        density = -0.5 * (z.square() + math.log(2 * math.pi)) - self.mass.log() - self.scale.log()
+        density = density.masked_fill((value < self.low) | (value > self.high), -math.inf)
+        return density.to(torch.result_type(value, self.loc))
 
     def cdf(self, value: Tensor) -> Tensor:
         """Evaluate the cdf: 0 below the interval and 1 above."""
-        z = (torch.minimum(torch.maximum(value, self.low), self.high) - self.loc) / self.scale
-        return _normal_between(self.ends[0], z) / self.mass
+        share = mass_between(self.ends[0], self._inside(value)) / self.mass
+        return share.clamp_max(1.0).to(torch.result_type(value, self.loc))
+
+    def survival(self, value: Tensor) -> Tensor:
+        """Evaluate one minus the cdf, keeping the digits of the upper tail."""
+        share = mass_between(self._inside(value), self.ends[1]) / self.mass
+        return share.clamp_max(1.0).to(torch.result_type(value, self.loc))
 
     def icdf(self, value: Tensor) -> Tensor:
         """Evaluate the quantile function, counting from the nearer tail of the normal."""
-        (alpha, beta), mass = self.ends, self.mass
-        below, above = _ndtr(alpha) + value * mass, _ndtr(-beta) + (1 - value) * mass
-        z = torch.where(below < 0.5, torch.special.ndtri(below), -torch.special.ndtri(above))
-        return torch.minimum(torch.maximum(self.loc + self.scale * z, self.low), self.high)
+        return self._from_masses(value * self.mass, (1 - value) * self.mass)
+
+    def inverse_survival(self, value: Tensor) -> Tensor:
+        """Evaluate the quantile function from the upper tail."""
+        return self._from_masses((1 - value) * self.mass, value * self.mass)
+
+    def _inside(self, value: Tensor) -> Tensor:
+        inside = torch.minimum(torch.maximum(value, self.low), self.high)
+        return standard(inside, self.loc, self.scale)
+
+    def _from_masses(self, below: Tensor, above: Tensor) -> Tensor:
+        alpha, beta = self.ends
+        below = below + 0.5 * torch.special.erfc(-math.sqrt(0.5) * alpha)
+        above = above + 0.5 * torch.special.erfc(math.sqrt(0.5) * beta)
+        ndtri = torch.special.ndtri
+        z = torch.where(below < 0.5, ndtri(below), -ndtri(above))
+        y = (self.loc + self.scale * z).to(self.loc.dtype)
+        return torch.minimum(torch.maximum(y, self.low), self.high)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """Draw samples by inversion, with a gradient."""
@@ -322,6 +350,14 @@ class TruncatedNormalFamily(Family):
         width = within(scale, *(math.exp(v) for v in ends))
         return torch.stack([odds, soft_between_inverse(width.log(), *ends)], -1)
 
+    def survival(self, component: Any, y: Tensor) -> Tensor:
+        """Evaluate the upper tail."""
+        return component.survival(y)
+
+    def inverse_survival(self, component: Any, s: Tensor) -> Tensor:
+        """Evaluate the quantile function from the upper tail."""
+        return component.inverse_survival(s)
+
     def affine(self, component: Any, shift: Tensor, scale: Tensor) -> Any:
         """Give the truncated normal on the mapped interval."""
         low, high = shift + scale * component.low, shift + scale * component.high
@@ -340,12 +376,12 @@ class TruncatedNormalFamily(Family):
         """
         t = torch.minimum(torch.maximum(y, component.low), component.high)
         gap, cdf = t - component.loc, component.cdf(t)
-        bend = component.scale * (_phi(gap / component.scale) - _phi(component.ends[0]))
+        ends = component.ends
+        bend = component.scale * (phi(gap / component.scale) - phi(ends[0]))
+        mean = component.scale * moments_between(*ends)[0]
         # Measured from loc, so that no large mean cancels.
-        inside = distance_from_partial_mean(
-            gap, cdf, component.mean - component.loc, -bend / component.mass
-        )
-        return inside + (y - t).abs()
+        inside = distance_from_partial_mean(gap, cdf, mean, -bend / component.mass)
+        return (inside + (y - t).abs()).to(y.dtype)
 
     def _log_scales(self, spread: float) -> tuple[float, float]:
         width = self.support.high - self.support.low
@@ -361,18 +397,3 @@ def _interval(low: float, high: float) -> Support:
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"low={low!r}, high={high!r}: give two finite numbers, the lower first.")
     return Support(float(low), float(high))
-
-
-def _normal_between(alpha: Tensor, beta: Tensor) -> Tensor:
-    r"""Evaluate :math:`\Phi(\beta) - \Phi(\alpha)` in the tail where it does not cancel."""
-    flip = alpha > 0
-    low, high = torch.where(flip, -beta, alpha), torch.where(flip, -alpha, beta)
-    return _ndtr(high) - _ndtr(low)
-
-
-def _ndtr(z: Tensor) -> Tensor:
-    return 0.5 * torch.special.erfc(z * -math.sqrt(0.5))
-
-
-def _phi(z: Tensor) -> Tensor:
-    return torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyralloy.checks import broadcast_shapes
 from pyralloy.families.quadrature import dispersion_integral, distance_integral
 from pyralloy.numerics import invert_monotone, soft_between, soft_between_inverse
 
@@ -20,6 +21,7 @@ __all__ = [
     "Support",
     "distance_from_partial_mean",
     "invert_cdf",
+    "invert_survival",
     "positive_from_raw",
     "positive_to_raw",
     "scale_bounds",
@@ -109,6 +111,21 @@ class Family(ABC):
     def icdf(self, component: Any, u: Tensor) -> Tensor:
         """Evaluate the component's quantile function."""
         return component.icdf(u)
+
+    def survival(self, component: Any, y: Tensor) -> Tensor:
+        """Evaluate one minus the cdf, with digits of its own in the upper tail if a family can.
+
+        Unless it says how, the result has no digits below the precision of the dtype.
+        """
+        return 1 - self.cdf(component, y)
+
+    def inverse_survival(self, component: Any, s: Tensor) -> Tensor:
+        """Give the ``y`` whose survival is ``s``: for counts, the least that is no more than ``s``.
+
+        By the quantile function above 1/2 and a bracketed root of :meth:`survival` below, without
+        gradient, unless a family knows better.
+        """
+        return invert_survival(self, component, s)
 
     def draw(self, component: Any, generator: torch.Generator | None) -> Tensor:
         """Draw once from each component, by inversion unless a family knows better."""
@@ -249,3 +266,38 @@ def invert_cdf(
         return cdf(y, *(v[rows] for v in flat[3:]))
 
     return invert_monotone(function, *flat[:3]).reshape(every[0].shape)
+
+
+@torch.no_grad()
+def invert_survival(family: Family, component: Any, s: Tensor) -> Tensor:
+    """Solve ``family.survival(component, y) = s``: see :meth:`Family.inverse_survival`."""
+    shape = broadcast_shapes(component.batch_shape, s.shape)
+    like = getattr(component, family.parameters[0])
+    values = [getattr(component, p).expand(shape).to(torch.float64) for p in family.parameters]
+    s = s.to(torch.float64).expand(shape)
+    wide = family.distribution(*values, validate_args=False)
+    middle = family.icdf(wide, torch.full_like(s, 0.5))
+    step = family.icdf(wide, torch.full_like(s, 0.75)) - middle
+    step = step.clamp_min(1.0 if family.support.integer else 0.0)
+    top = middle + step
+    for _ in range(_DOUBLINGS):
+        short = (family.survival(wide, top) > s) & (s > 0) & top.isfinite()
+        if not bool(short.any()):
+            break
+        step = 2 * step
+        top = torch.where(short, middle + step, top)
+
+    def falling(y: Tensor, *values: Tensor) -> Tensor:
+        return -family.survival(family.distribution(*values, validate_args=False), y)
+
+    y = invert_cdf(falling, -s, middle, top.clamp_max(torch.finfo(s.dtype).max), *values)
+    if family.support.integer:  # the root of a step lies beside it
+        near = y.round()
+        for k in (near + 1, near, near - 1):
+            y = torch.where(family.survival(wide, k) <= s, k, y)
+    y = torch.where(s > 0.5, family.icdf(wide, 1 - s), y)
+    return torch.where(s == 0, family.icdf(wide, torch.ones_like(s)), y).to(like.dtype)
+
+
+#: What takes a bracket from a component's width to the largest double.
+_DOUBLINGS = 1100

@@ -20,9 +20,9 @@ from pyralloy.families.contract import (
     within,
 )
 from pyralloy.numerics import soft_between, soft_between_inverse
-from pyralloy.special import betainc, gammaincc
+from pyralloy.special import betainc, gammainc, gammaincc
 
-__all__ = ["NegativeBinomialFamily", "PoissonFamily"]
+__all__ = ["NegativeBinomialFamily", "PoissonFamily", "dispersion_sum"]
 
 #: Integers of a sum that are taken at once.
 BLOCK = 256
@@ -48,6 +48,11 @@ class PoissonFamily(Family):
         """Evaluate the cdf, an incomplete gamma function of the floor of ``y``."""
         return _poisson_cdf(y.detach().floor(), component.rate)
 
+    def survival(self, component: Any, y: Tensor) -> Tensor:
+        """Evaluate the upper tail, the complementary function."""
+        k = y.detach().floor()
+        return torch.where(k < 0, 1.0, gammainc(k.clamp_min(0.0) + 1, component.rate))
+
     def icdf(self, component: Any, u: Tensor) -> Tensor:
         """Give the least integer whose cdf is at least ``u``."""
         most = component.rate + 40 * component.rate.sqrt() + 800
@@ -65,7 +70,7 @@ class PoissonFamily(Family):
 
     def dispersion(self, weights: Tensor, component: Any) -> Tensor:
         """Sum F (1 - F) over the integers; the time grows with the largest count."""
-        return _dispersion_sum(self, weights, component)
+        return dispersion_sum(self, weights, component)
 
 
 class NegativeBinomialFamily(Family):
@@ -99,6 +104,12 @@ class NegativeBinomialFamily(Family):
         """Evaluate the cdf, an incomplete beta function of the floor of ``y``."""
         return _negative_binomial_cdf(y.detach().floor(), component.total_count, component.probs)
 
+    def survival(self, component: Any, y: Tensor) -> Tensor:
+        """Evaluate the upper tail, the same function with its arguments exchanged."""
+        k = y.detach().floor()
+        upper = betainc(k.clamp_min(0.0) + 1, component.total_count, component.probs)
+        return torch.where(k < 0, 1.0, upper)
+
     def icdf(self, component: Any, u: Tensor) -> Tensor:
         """Give the least integer whose cdf is at least ``u``."""
         count, probs = component.total_count, component.probs
@@ -119,7 +130,7 @@ class NegativeBinomialFamily(Family):
 
     def dispersion(self, weights: Tensor, component: Any) -> Tensor:
         """Sum F (1 - F) over the integers; the time grows with the largest count."""
-        return _dispersion_sum(self, weights, component)
+        return dispersion_sum(self, weights, component)
 
 
 #: Failures of a negative binomial: from a long tail to nearly a Poisson.
@@ -157,7 +168,8 @@ def _least_integer(cdf: Callable[..., Tensor], u: Tensor, most: Tensor, *shapes:
     return k.to(u.dtype)
 
 
-def _dispersion_sum(family: Family, weights: Tensor, component: Any) -> Tensor:
+def dispersion_sum(family: Family, weights: Tensor, component: Any) -> Tensor:
+    """Sum F (1 - F) of a mixture of counts over the integers that hold its mass."""
     component = component.expand(broadcast_shapes(component.batch_shape, weights.shape))
     with torch.no_grad():
         level = torch.full_like(weights, 1e-12)

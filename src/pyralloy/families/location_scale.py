@@ -45,13 +45,19 @@ class NormalFamily(Family):
 
         The lower tail is cut off near the least normal number: subnormal ones are ten times slower.
         """
-        z = (y - component.loc) / component.scale * -math.sqrt(0.5)
-        last, least = (9.1, 3.4e-38) if z.dtype == torch.float32 else (26.5, 1.2e-307)
-        return F.threshold(0.5 * torch.special.erfc(z.clamp_max(last)), least, 0.0)
+        return _normal_survival((component.loc - y) / component.scale)
+
+    def survival(self, component: Any, y: Tensor) -> Tensor:
+        """Evaluate the mirrored cdf."""
+        return _normal_survival((y - component.loc) / component.scale)
 
     def icdf(self, component: Any, u: Tensor) -> Tensor:
         """Evaluate the quantile function."""
         return component.loc + component.scale * torch.special.ndtri(u)
+
+    def inverse_survival(self, component: Any, s: Tensor) -> Tensor:
+        """Evaluate the mirrored quantile function."""
+        return component.loc - component.scale * torch.special.ndtri(s)
 
     def draw(self, component: Any, generator: torch.Generator | None) -> Tensor:
         """Draw once from each component."""
@@ -105,14 +111,19 @@ class LaplaceFamily(Family):
 
     def cdf(self, component: Any, y: Tensor) -> Tensor:
         """Evaluate the cdf, each tail by its own exponential, which keeps its digits."""
-        z = (y - component.loc) / component.scale
-        lower, upper = z.clamp_max(0.0), z.clamp_min(0.0)
-        return torch.where(z < 0, 0.5 * lower.exp(), 1 - 0.5 * (-upper).exp())
+        return _laplace_cdf((y - component.loc) / component.scale)
+
+    def survival(self, component: Any, y: Tensor) -> Tensor:
+        """Evaluate the mirrored cdf."""
+        return _laplace_cdf((component.loc - y) / component.scale)
 
     def icdf(self, component: Any, u: Tensor) -> Tensor:
         """Evaluate the quantile function, likewise."""
-        z = torch.where(u < 0.5, (2 * u).log(), -(2 - 2 * u).log())
-        return component.loc + component.scale * z
+        return component.loc + component.scale * _laplace_icdf(u)
+
+    def inverse_survival(self, component: Any, s: Tensor) -> Tensor:
+        """Evaluate the mirrored quantile function."""
+        return component.loc - component.scale * _laplace_icdf(s)
 
     def affine(self, component: Any, shift: Tensor, scale: Tensor) -> Any:
         """Give ``Laplace(shift + scale * loc, |scale| * scale_k)``."""
@@ -145,6 +156,14 @@ class LogisticFamily(Family):
     def to_raw(self, loc: Tensor, scale: Tensor, spread: float) -> Tensor:
         """Invert :meth:`from_raw`; ``scale`` is a standard deviation."""
         return torch.stack([loc, _raw_scale(scale, spread)], -1)
+
+    def survival(self, component: Any, y: Tensor) -> Tensor:
+        """Evaluate the mirrored cdf."""
+        return ((component.loc - y) / component.scale).sigmoid()
+
+    def inverse_survival(self, component: Any, s: Tensor) -> Tensor:
+        """Evaluate the mirrored quantile function."""
+        return component.loc - component.scale * s.logit()
 
     def affine(self, component: Any, shift: Tensor, scale: Tensor) -> Any:
         """Give ``Logistic(shift + scale * loc, |scale| * scale_k)``."""
@@ -190,14 +209,17 @@ class StudentTFamily(Family):
         """Evaluate the cdf by the incomplete beta function."""
         return student_cdf(component.df, (y - component.loc) / component.scale)
 
+    def survival(self, component: Any, y: Tensor) -> Tensor:
+        """Evaluate the mirrored cdf."""
+        return student_cdf(component.df, (component.loc - y) / component.scale)
+
     def icdf(self, component: Any, u: Tensor) -> Tensor:
         """Invert the cdf, in the smaller tail and over ``asinh``, without gradient."""
-        tail = torch.minimum(u, 1 - u)
-        low, high = torch.full_like(tail, -_MOST_ASINH), torch.zeros_like(tail)
-        w = invert_cdf(lambda w, df: student_cdf(df, w.sinh()), tail, low, high, component.df)
-        z = torch.where(tail > 0, w.sinh(), -math.inf)
-        z = torch.where(u > 0.5, -z, z).to(component.loc.dtype)
-        return component.loc + component.scale * z
+        return component.loc + component.scale * _student_icdf(component.df, u).to(component.loc)
+
+    def inverse_survival(self, component: Any, s: Tensor) -> Tensor:
+        """Evaluate the mirrored quantile function."""
+        return component.loc - component.scale * _student_icdf(component.df, s).to(component.loc)
 
     def draw(self, component: Any, generator: torch.Generator | None) -> Tensor:
         """Draw once from each component by Bailey's polar method.
@@ -242,6 +264,29 @@ _MOST_ASINH = 600.0
 def _raw_scale(scale: Tensor, spread: float) -> Tensor:
     low, high = scale_bounds(spread)
     return soft_between_inverse(within(scale, math.exp(low), math.exp(high)).log(), low, high)
+
+
+def _normal_survival(z: Tensor) -> Tensor:
+    z = z * math.sqrt(0.5)
+    last, least = (9.1, 3.4e-38) if z.dtype == torch.float32 else (26.5, 1.2e-307)
+    return F.threshold(0.5 * torch.special.erfc(z.clamp_max(last)), least, 0.0)
+
+
+def _laplace_cdf(z: Tensor) -> Tensor:
+    lower, upper = z.clamp_max(0.0), z.clamp_min(0.0)
+    return torch.where(z < 0, 0.5 * lower.exp(), 1 - 0.5 * (-upper).exp())
+
+
+def _laplace_icdf(u: Tensor) -> Tensor:
+    return torch.where(u < 0.5, (2 * u).log(), -(2 - 2 * u).log())
+
+
+def _student_icdf(df: Tensor, u: Tensor) -> Tensor:
+    tail = torch.minimum(u, 1 - u)
+    low, high = torch.full_like(tail, -_MOST_ASINH), torch.zeros_like(tail)
+    w = invert_cdf(lambda w, df: student_cdf(df, w.sinh()), tail, low, high, df)
+    z = torch.where(tail > 0, w.sinh(), -math.inf)
+    return torch.where(u > 0.5, -z, z)
 
 
 def _expected_absolute(mean: Tensor, scale: Tensor) -> Tensor:

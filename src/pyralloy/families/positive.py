@@ -18,7 +18,7 @@ from pyralloy.families.contract import (
     positive_to_raw,
     scaling_only,
 )
-from pyralloy.special import gammainc
+from pyralloy.special import gammainc, gammaincc
 
 __all__ = ["GammaFamily", "LogNormalFamily", "Weibull", "WeibullFamily"]
 
@@ -45,9 +45,17 @@ class LogNormalFamily(Family):
         """Evaluate the cdf by ``erfc``, which keeps the digits of the lower tail."""
         return _ndtr((_log(y) - component.loc) / component.scale)
 
+    def survival(self, component: Any, y: Tensor) -> Tensor:
+        """Evaluate the upper tail by ``erfc`` likewise."""
+        return _ndtr((component.loc - _log(y)) / component.scale)
+
     def icdf(self, component: Any, u: Tensor) -> Tensor:
         """Evaluate the quantile function."""
         return (component.loc + component.scale * torch.special.ndtri(u)).exp()
+
+    def inverse_survival(self, component: Any, s: Tensor) -> Tensor:
+        """Evaluate the quantile function from the upper tail."""
+        return (component.loc - component.scale * torch.special.ndtri(s)).exp()
 
     def affine(self, component: Any, shift: Tensor, scale: Tensor) -> Any:
         """Give ``LogNormal(loc + log(scale), scale_k)``; ``shift`` must be 0."""
@@ -88,6 +96,10 @@ class GammaFamily(Family):
     def cdf(self, component: Any, y: Tensor) -> Tensor:
         """Evaluate the cdf, the regularised incomplete gamma function."""
         return gammainc(component.concentration, component.rate * y.clamp_min(0.0))
+
+    def survival(self, component: Any, y: Tensor) -> Tensor:
+        """Evaluate the upper tail, the complementary function."""
+        return gammaincc(component.concentration, component.rate * y.clamp_min(0.0))
 
     def icdf(self, component: Any, u: Tensor) -> Tensor:
         """Invert the cdf over the log of y, without gradient."""
@@ -158,9 +170,17 @@ class WeibullFamily(Family):
         r"""Evaluate :math:`1 - e^{-(y / \lambda)^k}`, keeping the digits of the lower tail."""
         return -torch.expm1(-_weibull_power(component, y))
 
+    def survival(self, component: Any, y: Tensor) -> Tensor:
+        r"""Evaluate :math:`e^{-(y / \lambda)^k}`."""
+        return (-_weibull_power(component, y)).exp()
+
     def icdf(self, component: Any, u: Tensor) -> Tensor:
         """Evaluate the quantile function."""
         return component.scale * (-torch.log1p(-u)) ** component.concentration.reciprocal()
+
+    def inverse_survival(self, component: Any, s: Tensor) -> Tensor:
+        """Evaluate the quantile function from the upper tail."""
+        return component.scale * (-s.log()) ** component.concentration.reciprocal()
 
     def affine(self, component: Any, shift: Tensor, scale: Tensor) -> Any:
         """Give ``Weibull(scale * scale_k, concentration)``; ``shift`` must be 0."""

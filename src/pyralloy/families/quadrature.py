@@ -1,8 +1,9 @@
-"""Distances by quadrature of cdfs, for families without a closed form."""
+"""Distances and moments by quadrature of cdfs, or sums, for families without a closed form."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +12,13 @@ from torch import Tensor
 
 from pyralloy.checks import broadcast_shapes
 
-__all__ = ["dispersion_integral", "distance_integral"]
+__all__ = [
+    "count_distance",
+    "count_moments",
+    "dispersion_integral",
+    "distance_integral",
+    "moments_integral",
+]
 
 #: Levels of the quantiles between which panels lie: decades, so that the panels of a power tail
 #: grow geometrically, and finer in the middle. Beyond the ends a cdf is 0 or 1 to the accuracy.
@@ -30,6 +37,14 @@ class Cumulative(Protocol):
 
     def icdf(self, component: Any, u: Tensor) -> Tensor:
         """Evaluate the quantile function."""
+        ...
+
+    def survival(self, component: Any, y: Tensor) -> Tensor:
+        """Evaluate one minus the cdf."""
+        ...
+
+    def inverse_survival(self, component: Any, s: Tensor) -> Tensor:
+        """Evaluate the quantile function from the upper tail."""
         ...
 
     def distance(self, component: Any, y: Tensor) -> Tensor:
@@ -109,3 +124,130 @@ def _edges(family: Cumulative, component: Any, last: int) -> Tensor:
     levels = torch.cat([lower, upper]).reshape(-1, *(1,) * len(component.batch_shape))
     edges = family.icdf(component, levels.expand(-1, *component.batch_shape))
     return edges.nan_to_num(posinf=math.sqrt(torch.finfo(like.dtype).max))
+
+
+# -- moments of truncated components --------------------------------------------------------------
+
+#: Decades of a tail that are integrated at once, and how many there are in float64.
+DECADES_AT_ONCE, LAST_DECADE = 10, 300
+#: Part of the sum so far below which a further decade is not looked for.
+SETTLED = 1e-14
+#: Quantiles are not followed beyond it, lest their squares overflow.
+_FARTHEST = 1e150
+
+
+def moments_integral(
+    family: Cumulative, component: Any, has_mean: Tensor, has_variance: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Evaluate mean and variance by quadrature of both tails, about the median :math:`c`.
+
+    .. math:: E[Y] - c = \int_c^\infty S - \int_{-\infty}^c F, \quad
+              E[(Y - c)^2] = 2 \int_c^\infty (y - c) S + 2 \int_{-\infty}^c (c - y) F
+
+    with panels between quantiles a decade of probability apart, so that those of a power tail grow
+    geometrically, until they add nothing.
+
+    Args:
+        family: Of the component.
+        component: Batch shape (...).
+        has_mean: Whether the mean exists, shape (...).
+        has_variance: Likewise for the variance.
+
+    Returns:
+        The mean and the variance, in float64, shape (...); any number where it does not exist.
+    """
+    like = component.lower
+    with torch.no_grad():
+        half = torch.full(component.batch_shape, 0.5, dtype=torch.float64, device=like.device)
+        centre = family.icdf(component, half).to(torch.float64)
+    exists = has_mean, has_variance
+    upper = _tail_moments((family.survival, family.inverse_survival), component, centre, exists)
+    lower = _tail_moments((family.cdf, family.icdf), component, centre, exists)
+    mean = upper[0] - lower[0]
+    return centre + mean, upper[1] + lower[1] - mean.square()
+
+
+def _tail_moments(
+    functions: tuple[Callable[[Any, Tensor], Tensor], Callable[[Any, Tensor], Tensor]],
+    component: Any,
+    centre: Tensor,
+    exists: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Integrate a tail probability, and that times twice the distance from the median."""
+    tail, inverse = functions
+    first, second, last = torch.zeros_like(centre), torch.zeros_like(centre), centre[None]
+    nodes = torch.as_tensor(NODES).to(centre).reshape(-1, *(1,) * last.ndim)
+    rule = torch.as_tensor(WEIGHTS).to(nodes).reshape(nodes.shape)
+    for start in range(0, LAST_DECADE, DECADES_AT_ONCE):
+        decades = [10.0**-k for k in range(start + 1, start + DECADES_AT_ONCE + 1)]
+        levels = torch.tensor([0.25, *decades] if start == 0 else decades).to(nodes)
+        levels = levels.reshape(-1, *(1,) * centre.ndim).expand(-1, *centre.shape)
+        with torch.no_grad():
+            edges = torch.cat([last, inverse(component, levels).to(nodes)])  # (E, ...)
+            edges = edges.clamp(-_FARTHEST, _FARTHEST)
+        half, middle = edges.diff(dim=0) / 2, (edges[1:] + edges[:-1]) / 2
+        y = middle + half * nodes  # (10, E - 1, ...)
+        part = rule * half.abs() * tail(component, y)
+        new, new_second = part.sum((0, 1)), (2 * part * (y - centre).abs()).sum((0, 1))
+        first, second, last = first + new, second + new_second, edges[-1:]
+        parts = ((new, first, exists[0]), (new_second, second, exists[1]))
+        if all(bool(((a <= SETTLED * b) | b.isnan() | ~there).all()) for a, b, there in parts):
+            break
+    return first, second
+
+
+# -- sums over counts -----------------------------------------------------------------------------
+
+#: Elements of one intermediate of a sum, and the mass that may be left out at either end.
+BLOCK, LEFT_OUT = 1 << 18, 1e-17
+
+
+def count_moments(family: Cumulative, component: Any) -> tuple[Tensor, Tensor]:
+    """Sum mean and variance of counts, in float64, shape (...)."""
+    first, _ = _window(family, component)
+    mass = mean = second = torch.zeros_like(first)
+    for k, p in _masses(family, component):
+        gap = k - first
+        mass, mean = mass + p.sum(0), mean + (p * gap).sum(0)
+    mean = mean / mass
+    for k, p in _masses(family, component):
+        second = second + (p * (k - first - mean).square()).sum(0)
+    return first + mean, second / mass
+
+
+def count_distance(family: Cumulative, component: Any, y: Tensor) -> Tensor:
+    r"""Sum :math:`E|Y - y|` over the integers, in ``y``'s dtype.
+
+    Args:
+        family: Of the component.
+        component: Batch shape (...).
+        y: Broadcastable to it.
+
+    Returns:
+        Distances, of the broadcast shape.
+    """
+    component = component.expand(broadcast_shapes(component.batch_shape, y.shape))
+    total = torch.zeros((), dtype=torch.float64, device=y.device)
+    for k, p in _masses(family, component):
+        total = total + (p * (k - y).abs()).sum(0)
+    return total.to(y.dtype)
+
+
+@torch.no_grad()
+def _window(family: Cumulative, component: Any) -> tuple[Tensor, int]:
+    """Give the first integer that counts, in float64, and the most that follow it."""
+    like = component.lower
+    level = torch.full(component.batch_shape, LEFT_OUT, dtype=torch.float64, device=like.device)
+    first = family.icdf(component, level).to(torch.float64)
+    width = family.inverse_survival(component, level).to(torch.float64) - first
+    return first, int(width.nan_to_num(0.0).amax()) if width.numel() else 0
+
+
+def _masses(family: Cumulative, component: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give blocks of integers and their probabilities, (B, ...) each."""
+    first, last = _window(family, component)
+    step = max(1, BLOCK // max(1, first.numel()))
+    for start in range(0, last + 1, step):
+        k = torch.arange(start, min(start + step, last + 1), device=first.device).to(first)
+        k = first + k.reshape(-1, *(1,) * first.ndim)
+        yield k, component.log_prob(k).exp()

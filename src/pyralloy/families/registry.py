@@ -22,6 +22,7 @@ from pyralloy.families.location_scale import (
 )
 from pyralloy.families.positive import GammaFamily, LogNormalFamily, WeibullFamily
 from pyralloy.families.scale_matrices import LowRank
+from pyralloy.families.truncated import Truncated, truncated_family
 from pyralloy.families.vector import VectorFamily, product_of
 
 __all__ = [
@@ -71,6 +72,8 @@ def family_of(component: Any) -> Family:
         'NormalFamily'
     """
     base = base_of(component)
+    if isinstance(base, Truncated):
+        return truncated_family(family_of(base.base))
     for family in FAMILIES.values():
         if isinstance(base, _torch_type(family.distribution)):
             return family
