@@ -1,18 +1,17 @@
-"""What mixtures are closed under: indexing, expansion, affine maps, pools, margins; samples."""
+"""What mixtures are closed under: affine maps, pools, reduction, margins, conditions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
-import numpy as np
 import torch
-from pyro import distributions as dist
 from torch import Tensor
 
 from pyralloy.checks import integer, positive
-from pyralloy.families import base_of, kind_of, map_components
+from pyralloy.families import kind_of
 from pyralloy.margins import chosen, condition, vector_kind
+from pyralloy.parts import MixtureParts
 from pyralloy.pooling import (
     batch_size,
     check_alike,
@@ -21,7 +20,6 @@ from pyralloy.pooling import (
     pool_components,
 )
 from pyralloy.reduction import reduce_normals
-from pyralloy.sampling import draw
 from pyralloy.truncation import truncate
 
 __all__ = ["MixtureAlgebra", "Reduction"]
@@ -39,135 +37,13 @@ class Reduction(NamedTuple):
     bound: Tensor
 
 
-class MixtureAlgebra(dist.MixtureSameFamily):
-    """Pyro's ``MixtureSameFamily`` with the operations whose result is a mixture again.
+class MixtureAlgebra(MixtureParts):
+    """The operations whose result is a mixture again.
 
     :class:`~pyralloy.Mixture` adds the questions that a prediction is asked.
     """
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
-        """Expand to a larger batch shape, as a ``Mixture``."""
-        return super().expand(batch_shape, self._get_checked_instance(type(self), _instance))
-
-    def __repr__(self) -> str:
-        kind = type(base_of(self.components)).__name__
-        return (
-            f"Mixture({kind}, components={self.num_components}, "
-            f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)})"
-        )
-
-    # -- parts ------------------------------------------------------------------------------------
-
-    @property
-    def components(self) -> Any:
-        """The component distribution, batch shape (..., K)."""
-        return self.component_distribution
-
-    @property
-    def num_components(self) -> int:
-        """The number of components K."""
-        return self.component_distribution.batch_shape[-1]
-
-    @property
-    def logits(self) -> Tensor:
-        """Log weights, normalised, shape (..., K)."""
-        return torch.log_softmax(self.mixture_distribution.logits, -1).expand(
-            *self.batch_shape, self.num_components
-        )
-
-    @property
-    def weights(self) -> Tensor:
-        """Weights, shape (..., K), summing to one over the last dimension."""
-        return self.logits.exp()
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The floating-point type of the parameters."""
-        # Not of the mean, which may be an integral.
-        return kind_of(self.components).values(self.components)[0].dtype
-
-    def __getitem__(self, rows: Any) -> Self:
-        """Index the batch, as one indexes a tensor of shape ``batch_shape``.
-
-        Raises:
-            IndexError: The density has no batch dimension, or ``rows`` is out of range.
-
-        Example:
-            >>> from pyralloy import Mixture
-            >>> m = Mixture(dist.Categorical(torch.ones(4, 2)), dist.Normal(torch.zeros(4, 2), 1.0))
-            >>> m[1:3].batch_shape
-            torch.Size([2])
-        """
-        if not self.batch_shape:
-            raise IndexError("a density with batch_shape () has no rows to index.")
-        index = rows if isinstance(rows, tuple) else (rows,)
-        index = tuple(torch.as_tensor(i) if isinstance(i, np.ndarray) else i for i in index)
-        if not any(i is Ellipsis for i in index):
-            index = (*index, Ellipsis)
-        if torch.zeros(()).expand(self.batch_shape)[index].ndim > len(self.batch_shape):
-            raise IndexError(f"rows={rows!r} adds a batch dimension; index with slices or a list.")
-        every = slice(None)
-        return self._rebuild(self.logits[(*index, every)], lambda p: p[(*index, every, every)])
-
-    def to(self, target: torch.dtype | torch.device | str) -> Self:
-        """Move to a dtype or a device.
-
-        Example:
-            >>> from pyralloy import Mixture
-            >>> m = Mixture(dist.Categorical(torch.ones(2)), dist.Normal(torch.zeros(2), 1.0))
-            >>> m.to(torch.float64).dtype
-            torch.float64
-        """
-        return self._rebuild(self.logits.to(target), lambda p: p.to(target))
-
-    def reshape(self, *batch_shape: int) -> Self:
-        """Give the same rows in another batch shape, as ``Tensor.reshape`` does.
-
-        Example:
-            >>> from pyralloy import Mixture
-            >>> m = Mixture(dist.Categorical(torch.ones(6, 2)), dist.Normal(torch.zeros(6, 2), 1.0))
-            >>> m.reshape(2, -1).batch_shape
-            torch.Size([2, 3])
-        """
-        rows = torch.zeros(()).expand(self.batch_shape).reshape(batch_shape).shape
-        count = self.num_components
-        return self._rebuild(
-            self.logits.reshape(*rows, count), lambda p: p.reshape(*rows, count, p.shape[-1])
-        )
-
-    def detach(self) -> Self:
-        """Cut the parameters from the graph that made them."""
-        return self._rebuild(self.logits.detach(), Tensor.detach)
-
-    def _rebuild(self, logits: Tensor, function: Any) -> Self:
-        return self._of(logits, map_components(self.components, function))
-
-    @classmethod
-    def _of(cls, logits: Tensor, components: Any) -> Self:
-        weights = dist.Categorical(logits=logits, validate_args=False)
-        return cls(weights, components, validate_args=False)
-
     truncate = truncate
-
-    # -- sampling ---------------------------------------------------------------------------------
-
-    def sample(
-        self, sample_shape: Any = torch.Size(), *, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Draw samples; only the chosen component of each draw is sampled.
-
-        Args:
-            sample_shape: Shape of the draws, for instance ``(10,)``.
-            generator: Source of randomness; None takes torch's default, as Pyro does.
-
-        Returns:
-            Samples in y's units, shape sample_shape + batch_shape + event_shape, without gradient.
-        """
-        size = torch.Size(sample_shape)
-        drawn = draw(self.weights, self.components, size.numel(), generator)
-        return drawn.reshape(size + self.batch_shape + self.event_shape)
-
-    # -- algebra ----------------------------------------------------------------------------------
 
     def affine(self, shift: float | Tensor, scale: float | Tensor) -> Self:
         """Give the density of ``shift + scale * y``, exactly.
@@ -184,6 +60,7 @@ class MixtureAlgebra(dist.MixtureSameFamily):
             TypeError: The components are no location-scale family.
 
         Example:
+            >>> from pyro import distributions as dist
             >>> from pyralloy import Mixture
             >>> m = Mixture(dist.Categorical(torch.ones(2)), dist.Normal(torch.zeros(2), 1.0))
             >>> celsius = m.affine(shift=20.0, scale=5.0)
@@ -240,6 +117,7 @@ class MixtureAlgebra(dist.MixtureSameFamily):
             doi:10.1214/aoms/1177704873
 
         Example:
+            >>> from pyro import distributions as dist
             >>> from pyralloy import Mixture
             >>> a = Mixture(dist.Categorical(torch.ones(1)), dist.Normal(torch.zeros(1), 1.0))
             >>> pooled = Mixture.pool([a, a.affine(2.0, 1.0)])
@@ -286,6 +164,7 @@ class MixtureAlgebra(dist.MixtureSameFamily):
             Transactions on Aerospace and Electronic Systems 43. doi:10.1109/TAES.2007.4383588
 
         Example:
+            >>> from pyro import distributions as dist
             >>> from pyralloy import Mixture
             >>> loc = torch.tensor([0.0, 0.01, 5.0])
             >>> m = Mixture(dist.Categorical(torch.ones(3)), dist.Normal(loc, 1.0))
@@ -342,6 +221,7 @@ class MixtureAlgebra(dist.MixtureSameFamily):
             ValueError: The density is of a scalar, or a dimension is out of range.
 
         Example:
+            >>> from pyro import distributions as dist
             >>> from pyralloy import Mixture
             >>> joint = Mixture(
             ...     dist.Categorical(torch.ones(2)), dist.Normal(torch.zeros(2, 3), 1.0).to_event(1)
@@ -377,6 +257,7 @@ class MixtureAlgebra(dist.MixtureSameFamily):
             distribution. The American Statistician 70. doi:10.1080/00031305.2016.1164756
 
         Example:
+            >>> from pyro import distributions as dist
             >>> from pyralloy import Mixture
             >>> tril = torch.tensor([[[1.0, 0.0], [0.8, 0.6]]])  # a correlation of 0.8
             >>> joint = Mixture(

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyralloy.algebra import MixtureAlgebra
-from pyralloy.answers import EntropyParts, Estimate, Interval, Modes
-from pyralloy.checks import beside, broadcast_shapes, integer, probability
-from pyralloy.families import base_of, family_of, map_parameters
-from pyralloy.information import entropy
-from pyralloy.level_sets import LevelSet, level_set
-from pyralloy.pooling import log_pool_weights
+from pyralloy.answers import Interval, Modes
+from pyralloy.checks import broadcast_shapes, probability
+from pyralloy.families import base_of, family_of
+from pyralloy.measures import MixtureMeasures
 from pyralloy.regions import Region, highest_density, modes
-from pyralloy.table import Table
 
 __all__ = ["Mixture"]
 
 
-class Mixture(MixtureAlgebra):
+class Mixture(MixtureMeasures):
     r"""A mixture :math:`p(y) = \sum_k w_k f(y; \theta_k)` for each row of a batch.
 
     It is Pyro's ``MixtureSameFamily``, so it is a likelihood in any Pyro model, and it adds what a
-    prediction is asked for: quantiles, intervals, CRPS, exact pooling and affine maps. Nothing is
-    estimated by sampling.
+    prediction is asked for: quantiles, intervals, regions, modes and scores, pools and affine maps,
+    margins and conditionals. Nothing is estimated by sampling, but for :meth:`kl_to` and
+    :meth:`level_set`, which give their standard errors.
 
     Args:
         mixture_distribution: ``Categorical`` over the K components, batch shape (...).
         component_distribution: A Pyro distribution with batch shape (..., K) and event shape () for
-            a scalar y, or (D,), through ``.to_event(1)``, for a vector y.
+            a scalar y, or (D,) for a vector: independent dimensions through ``.to_event(1)``, or
+            ``MultivariateNormal``, ``MultivariateStudentT`` and their low-rank kin.
         validate_args: As in torch; None takes the global setting.
 
     Raises:
@@ -165,12 +162,6 @@ class Mixture(MixtureAlgebra):
         per_slope = torch.where(slope > torch.finfo(y.dtype).tiny ** 0.5, 1.0 / slope, 0.0)
         return y - (surface - surface.detach()) * per_slope
 
-    def _table(self, shape: torch.Size) -> Table:
-        """Flatten into one row for each element of ``shape``, to which the batch broadcasts."""
-        count, wide = self.num_components, self.expand(shape)
-        components = map_parameters(wide.components, lambda p: p.reshape(-1, count), 0)
-        return Table(wide.weights.reshape(-1, count), components)
-
     def interval(self, level: float = 0.9) -> Interval:
         """Give the equal-tailed interval that holds probability ``level``.
 
@@ -226,44 +217,6 @@ class Mixture(MixtureAlgebra):
         probability("level", level)
         table = self.detach().to(torch.float64)._table(self.batch_shape)
         return highest_density(table, level).reshape(self.batch_shape)
-
-    def level_set(
-        self, level: float = 0.9, *, draws: int = 10_000, generator: torch.Generator | None = None
-    ) -> LevelSet:
-        r"""Estimate the highest-density region of a vector y, as a level of its density.
-
-        Args:
-            level: Probability inside, in (0, 1).
-            draws: Number of draws a row; the probability inside errs by
-                :math:`\sqrt{\text{level} (1 - \text{level}) / \text{draws}}`.
-            generator: Source of randomness; None takes torch's default.
-
-        Returns:
-            A :class:`~pyralloy.level_sets.LevelSet`: ``log_density`` of shape (...), with
-            ``contains(y)`` and ``volume()``.
-
-        Raises:
-            TypeError: ``draws`` is no integer.
-            ValueError: ``level`` outside (0, 1), fewer than 100 draws, or a density of a scalar.
-
-        References:
-            Hyndman, R. J. (1996). Computing and graphing highest density regions. The American
-            Statistician 50. doi:10.1080/00031305.1996.10474359
-
-        Example:
-            >>> from pyro import distributions as dist
-            >>> normal = dist.Normal(torch.zeros(1, 2), 1.0).to_event(1)
-            >>> disc = Mixture(dist.Categorical(torch.ones(1)), normal).level_set(0.9)
-            >>> disc.contains(torch.tensor([[0.0, 2.0], [0.0, 2.3]])).tolist()  # radius 2.15
-            [True, False]
-        """
-        if not self.event_shape:
-            raise ValueError(
-                "level_set is of a vector y; this density is of a scalar, whose "
-                "highest_density_region(level) is exact."
-            )
-        level = probability("level", level)
-        return level_set(self, level, integer("draws", draws, 100), generator)
 
     def modes(self) -> Modes:
         """Find all local maxima of the density, highest first.
@@ -324,94 +277,3 @@ class Mixture(MixtureAlgebra):
         # The dispersion does not depend on y: once a row, however many y are scored there.
         own = wide._table(self.batch_shape).dispersion().reshape(self.batch_shape)
         return (wide._table(shape).distance(y).reshape(shape) - own).to(self.dtype)
-
-    def entropy(self) -> Tensor:
-        r"""Integrate :math:`-\int p \log p` by quadrature, in float64.
-
-        Pieces are cut at every component's quantiles, and each has a 12-point Gauss-Legendre rule:
-        for Normal components the error is below 1e-9 nats.
-
-        Returns:
-            Differential entropies in nats, of the batch shape; they depend on y's units.
-
-        Raises:
-            ValueError: The density is of a vector: estimate it by
-                ``-density.log_prob(density.sample((1000,))).mean(0)``.
-
-        Example:
-            >>> from pyro import distributions as dist
-            >>> m = Mixture(dist.Categorical(torch.ones(2)), dist.Normal(torch.zeros(2), 1.0))
-            >>> round(float(m.entropy()), 4)  # half the log of 2 pi e
-            1.4189
-        """
-        self._require_scalar("entropy")
-        wide = self.detach().to(torch.float64)._table(self.batch_shape)
-        return entropy(wide).reshape(self.batch_shape).to(self.dtype)
-
-    def entropy_decomposition(
-        self, weights: Sequence[float] | Tensor | None = None, dim: int = 0
-    ) -> EntropyParts:
-        r"""Split the entropy of a pool into what its members have and what they disagree on.
-
-        Over draws of a posterior or members of an ensemble, ``within`` is the noise that remains
-        when the model is known (aleatoric), ``between`` the mutual information of y and the member
-        (epistemic).
-
-        Args:
-            weights: Of the members along ``dim``; None means equal.
-            dim: The batch dimension that holds the members.
-
-        Returns:
-            ``total``, ``within`` and ``between`` in nats, of the batch shape without ``dim``; the
-            first is the sum of the others.
-
-        Raises:
-            ValueError: As for :meth:`pool` and :meth:`entropy`.
-
-        References:
-            Depeweg, S., Hernández-Lobato, J. M., Doshi-Velez, F., & Udluft, S. (2018).
-            Decomposition of uncertainty in Bayesian deep learning. ICML. arXiv:1710.07283
-        """
-        total = Mixture.pool(self, weights, dim).entropy()
-        share = log_pool_weights(weights, self.batch_shape[dim], self.logits).exp()
-        within = (self.entropy().movedim(dim, -1) * share).sum(-1)
-        return EntropyParts(total, within, total - within)
-
-    def kl_to(
-        self, other: Mixture, draws: int = 1000, *, generator: torch.Generator | None = None
-    ) -> Estimate:
-        r"""Estimate the Kullback-Leibler divergence :math:`\int p \log (p / q)` from draws.
-
-        Args:
-            other: The density q, of the same batch and event shape.
-            draws: Number of draws from this density, at least 2.
-            generator: Source of randomness; None takes torch's default.
-
-        Returns:
-            ``value`` and its standard ``error``, in nats, of the batch shape.
-
-        Raises:
-            TypeError: ``draws`` is no integer.
-            ValueError: Shapes that differ, or fewer than 2 draws.
-        """
-        if other.batch_shape != self.batch_shape or other.event_shape != self.event_shape:
-            raise ValueError(
-                f"other has batch {tuple(other.batch_shape)} and event {tuple(other.event_shape)}; "
-                f"give {tuple(self.batch_shape)} and {tuple(self.event_shape)}, as here."
-            )
-        y = self.sample((integer("draws", draws, 2),), generator=generator)
-        ratio = self.log_prob(y) - other.log_prob(y)
-        return Estimate(ratio.mean(0), ratio.std(0) / draws**0.5)
-
-    # -- doors ------------------------------------------------------------------------------------
-
-    def _require_scalar(self, name: str) -> None:
-        if self.event_shape:
-            raise ValueError(
-                f"{name} is defined for a scalar y; this density has event_shape "
-                f"{tuple(self.event_shape)}: take density.marginal(dim) first, or "
-                "density.level_set(level) for a joint region."
-            )
-
-    def _values(self, name: str, values: Any) -> Tensor:
-        return beside(name, values, self.batch_shape, self.logits)
