@@ -66,9 +66,30 @@ class Mixture(MixtureAlgebra):
         return super().log_prob(value if self.event_shape else self._values("y", value))
 
     @property
+    def mean(self) -> Tensor:
+        """Mean, shape (...) + event; of angles the circular mean, in [-pi, pi)."""
+        return family_of(self.components).mean(*self._parts())
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance, shape (...) + event; of angles the circular variance 1 - R, without unit.
+
+        R is the mean resultant length, the length of the mean of the unit vectors.
+        """
+        return family_of(self.components).variance(*self._parts())
+
+    @property
     def stddev(self) -> Tensor:
-        """Standard deviation, shape (...) + event."""
-        return self.variance.sqrt()
+        """Standard deviation, shape (...) + event; of angles the circular one, in radians.
+
+        That is the square root of -2 log R, which is not the root of the circular variance.
+        """
+        return family_of(self.components).stddev(*self._parts())
+
+    def _parts(self) -> tuple[Tensor, Any, int]:
+        """Give weights and components that broadcast, and the dimension of the components."""
+        weights = self.weights.reshape(*self.weights.shape, *(1,) * self._event_ndims)
+        return weights, base_of(self.components), -1 - self._event_ndims
 
     def cdf(self, y: Tensor) -> Tensor:
         r"""Evaluate :math:`F(y) = \sum_k w_k F_k(y)`.

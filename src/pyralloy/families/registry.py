@@ -9,6 +9,7 @@ from torch import Tensor
 from torch import distributions as td
 
 from pyralloy.families.bounded import BetaFamily, TruncatedNormalFamily
+from pyralloy.families.circular import VonMisesFamily
 from pyralloy.families.contract import Family
 from pyralloy.families.counts import NegativeBinomialFamily, PoissonFamily
 from pyralloy.families.location_scale import (
@@ -36,6 +37,7 @@ FAMILIES: dict[str, Family] = {
         TruncatedNormalFamily(),
         PoissonFamily(),
         NegativeBinomialFamily(),
+        VonMisesFamily(),
     )
 }
 
