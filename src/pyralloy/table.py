@@ -111,8 +111,9 @@ class Table:
     def support(self) -> tuple[Tensor, Tensor]:
         """Give the ends of the support, (M,) each, infinite where there is none."""
         support, live, general = self.components.support, self.weights > 0, self.family.support
-        low = torch.as_tensor(getattr(support, "lower_bound", general.low)).to(self.weights)
-        high = torch.as_tensor(getattr(support, "upper_bound", general.high)).to(self.weights)
+        like = {"dtype": self.weights.dtype, "device": self.weights.device}
+        low = torch.as_tensor(getattr(support, "lower_bound", general.low), **like)
+        high = torch.as_tensor(getattr(support, "upper_bound", general.high), **like)
         return (
             torch.where(live, low, math.inf).amin(-1),
             torch.where(live, high, -math.inf).amax(-1),
