@@ -44,7 +44,12 @@ def random_raw(name, seed, batch):
 
     def one(kind):
         draw = torch.randn(batch, generator=source, dtype=F64)
-        kinds = {"l": 10 * spread * draw, "s": math.log(spread) + draw, "d": 1.5 * draw - 1, "v": draw}
+        kinds = {
+            "l": 10 * spread * draw,
+            "s": math.log(spread) + draw,
+            "d": 1.5 * draw - 1,
+            "v": draw,
+        }
         return kinds.get(kind, 2.0 + 2.0 * draw)
 
     return torch.stack([one(kind) for kind in RAW[name]], -1), spread

@@ -54,7 +54,9 @@ def entropy(table: Table) -> Tensor:
 
 def _entropy(table: Table) -> Tensor:
     weights = table.weights
-    cuts = (_around if table.family.support.circular else _between)(table).sort(-1).values  # (M, P)
+    # Quantiles count from the cut of a circle, and may lie far from a component's bulk.
+    cuts = table.landmarks() if table.family.support.circular else _quantiles(table)
+    cuts = cuts.sort(-1).values  # (M, P)
     nodes, rule = (torch.as_tensor(v).to(weights) for v in np.polynomial.legendre.leggauss(NODES))
     half = 0.5 * cuts.diff(dim=-1)[..., None]  # (M, P - 1, 1)
     y = cuts[:, :-1, None] + half * (1.0 + nodes)  # (M, P - 1, Q)
@@ -63,7 +65,7 @@ def _entropy(table: Table) -> Tensor:
     return (integrand * rule * half).sum((-1, -2))
 
 
-def _between(table: Table) -> Tensor:
+def _quantiles(table: Table) -> Tensor:
     """Give quantiles of every component, (M, P)."""
     weights = table.weights
     levels = torch.tensor(LEVELS, dtype=weights.dtype, device=weights.device)
@@ -72,8 +74,3 @@ def _between(table: Table) -> Tensor:
     heaviest = weights.argmax(-1)[None, :, None].expand(len(LEVELS), -1, 1)
     cuts = torch.where(weights > 0, cuts, cuts.gather(-1, heaviest))
     return cuts.movedim(0, -1).flatten(1)
-
-
-def _around(table: Table) -> Tensor:
-    """Give places throughout every component, and the ends at which a circle is cut, (M, P)."""
-    return torch.cat([table.landmarks(), torch.stack(table.support(), -1)], -1)

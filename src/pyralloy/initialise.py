@@ -81,9 +81,7 @@ def place_components(head: MixtureHead, y: Tensor, generator: torch.Generator) -
     head.place(loc, scale)
 
 
-def _places_of_angles(
-    y: Tensor, count: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _places_of_angles(y: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Spread directions and widths (K,) or (K, D) over angles (N,) or (N, D)."""
     if y.ndim == 1:
         middle = torch.atan2(y.sin().mean(), y.cos().mean())

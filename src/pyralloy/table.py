@@ -319,7 +319,9 @@ def _(component: td.VonMises) -> Tensor:
     units = torch.tensor([-u for u in UNITS] + list(UNITS)).to(component.loc)
     # As those of a Normal where it is narrow; half a turn at most.
     width = (component.concentration + (UNITS[-1] / math.pi) ** 2).rsqrt()
-    return wrap(component.loc[..., None] + width[..., None] * units).flatten(1)
+    places = wrap(component.loc[..., None] + width[..., None] * units).flatten(1)
+    ends = torch.tensor([-math.pi, math.pi], dtype=units.dtype, device=units.device)
+    return torch.cat([places, ends.expand(len(places), 2)], 1)  # the circle is covered
 
 
 def _distance(table: Table, y: Tensor) -> Tensor:

@@ -41,8 +41,10 @@ class VonMises(dist.VonMises):
 
     Example:
         >>> north = VonMises(torch.tensor(0.0), torch.tensor(4.0))
-        >>> round(float(north.log_prob(torch.tensor(2 * math.pi))), 4), round(float(north.stddev), 4)
-        (-0.2628, 0.5407)
+        >>> round(float(north.stddev), 4)
+        0.5407
+        >>> round(float(north.log_prob(torch.tensor(2 * math.pi))), 4)
+        -0.2628
     """
 
     @property
@@ -70,9 +72,9 @@ class VonMises(dist.VonMises):
 
 
 class VonMisesFamily(Family):
-    """Von Mises components; widths lie softly within 1/100 and 30 radians, nearly uniform.
+    r"""Von Mises components; widths lie softly within 1/100 and 30 radians, nearly uniform.
 
-    The width is :math:`1 / \\sqrt{\\kappa}`, the standard deviation of the Normal that a narrow
+    The width is :math:`1 / \sqrt{\kappa}`, the standard deviation of the Normal that a narrow
     component is near to; concentrations so lie within 1/900 and 10,000, whatever the spread of y.
     Two of the three raw outputs are a vector whose angle is the mean direction, so that no seam
     keeps a component from going all the way round.
@@ -116,7 +118,10 @@ class VonMisesFamily(Family):
         A sum of :math:`T(x) = \int_x^\pi f`, at the cut and at y, to a few roundings. It is 0 at
         -pi and 1 at pi.
         """
-        loc, kappa = wrap(component.loc.to(torch.float64)), component.concentration.to(torch.float64)
+        loc, kappa = (
+            wrap(component.loc.to(torch.float64)),
+            component.concentration.to(torch.float64),
+        )
         there = y.to(torch.float64)
         there = torch.where(there.abs() <= _CUT, there.clamp(-math.pi, math.pi), wrap(there))
         side, beyond = _cut(loc, kappa)
