@@ -485,3 +485,27 @@ def test_degrees_are_refused_with_a_remedy():
         pa.fit(model, x, y, max_steps=5, progress=False)
     fit = pa.fit(model, x, torch.deg2rad(y), max_steps=5, progress=False)
     assert bool(fit.density(x).log_prob(torch.deg2rad(y)).isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["loc", "concentration"])
+def test_missing_parameters_and_no_rows_spoil_nothing(name):
+    m, good = random_angles(0, 3, (3,)), random_angles(0, 3, (3,))
+    getattr(m.components, name)[1, 0] = math.nan
+    y, rest = torch.zeros(3, dtype=F64), [0, 2]
+    for law in (
+        lambda m: m.crps(y),
+        lambda m: m.quantile(0.3),
+        lambda m: m.mean,
+        lambda m: m.entropy(),
+        lambda m: m.highest_density_region(0.9).volume(),
+        lambda m: m.modes().locations[:, 0],
+    ):
+        assert law(m).isnan().tolist() == [False, True, False]
+        assert torch.equal(law(m)[rest], law(good)[rest])
+    assert bool(
+        m.sample((5,), generator=torch.Generator().manual_seed(0))[:, rest].isfinite().all()
+    )
+    none = good[:0]
+    assert none.crps(y[:0]).shape == none.entropy().shape == none.mean.shape == (0,)
+    assert none.highest_density_region(0.5).volume().shape == none.quantile(0.5).shape == (0,)
+    assert none.modes().locations.shape[0] == 0 and none.sample((2,)).shape == (2, 0)

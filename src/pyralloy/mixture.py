@@ -185,7 +185,7 @@ class Mixture(MixtureAlgebra):
         """Give the equal-tailed interval that holds probability ``level``.
 
         Between two branches of a multimodal density this interval covers ground where y never
-        falls; a highest-density region does not.
+        falls; a highest-density region does not. Of angles it counts from the cut at -pi.
 
         Args:
             level: Probability inside, in (0, 1).
@@ -269,7 +269,8 @@ class Mixture(MixtureAlgebra):
 
         .. math:: \int \bigl(F(t) - 1\{t \ge y\}\bigr)^2 dt = E|Y - y| - \tfrac12 E|Y - Y'|
 
-        Computed in float64, since the two terms nearly cancel far from the mass.
+        Computed in float64, since the two terms nearly cancel far from the mass. Of angles it is
+        the circular score, where the angular distance, in [0, pi], stands for the difference.
 
         Args:
             y: Observed values in y's units, broadcastable to the batch shape.

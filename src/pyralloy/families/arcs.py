@@ -121,7 +121,7 @@ def tail(angle: Tensor, concentration: Tensor) -> Tensor:
     Example:
         >>> one = torch.ones((), dtype=torch.float64)
         >>> [round(float(tail(x * one, one)), 6) for x in (0.0, 1.0, math.pi)]
-        [0.5, 0.192116, 0.0]
+        [0.5, 0.205645, 0.0]
     """
     every = torch.broadcast_tensors(angle, concentration)
     return _arcs(*every)[0]

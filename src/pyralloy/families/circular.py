@@ -42,10 +42,17 @@ class VonMises(dist.VonMises):
     Example:
         >>> north = VonMises(torch.tensor(0.0), torch.tensor(4.0))
         >>> round(float(north.stddev), 4)
-        0.5407
+        0.5417
         >>> round(float(north.log_prob(torch.tensor(2 * math.pi))), 4)
         -0.2628
     """
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> VonMises:
+        """Expand to a larger batch shape."""
+        values = (v.expand(batch_shape) for v in (self.loc, self.concentration))
+        expanded = VonMises(*values, validate_args=False)  # they were checked already
+        expanded._validate_args = self._validate_args
+        return expanded
 
     @property
     def mean(self) -> Tensor:
@@ -175,7 +182,7 @@ class VonMisesFamily(Family):
             r, z = ratio[rows], (math.pi * u[0]).cos()
             cosine = (1 + r * z) / (r + z)
             c = kappa[rows] * (r - cosine)
-            kept = (c * (2 - c) > u[1]) | ((c / u[1]).log() + 1 - c >= 0)
+            kept = (c * (2 - c) > u[1]) | ((c / u[1]).log() + 1 - c >= 0) | c.isnan()
             turn = cosine.clamp(-1.0, 1.0).acos() * torch.where(u[2] < 0.5, -1.0, 1.0)
             angle[rows[kept]] = turn[kept]
             rows = rows[~kept]
@@ -189,7 +196,9 @@ class VonMisesFamily(Family):
                 f"family {self.name!r} is of angles in radians, which can be rotated and mirrored: "
                 f"give a scale of 1 or -1 (scale={scale}), and leave angles unstandardised."
             )
-        return VonMises(wrap(shift + scale * component.loc), component.concentration)
+        loc = wrap(shift + scale * component.loc)
+        # Checked when they were given; a row of NaN must stay one.
+        return VonMises(loc, component.concentration, validate_args=False)
 
     def distance(self, component: Any, y: Tensor) -> Tensor:
         r"""Evaluate the mean angular distance :math:`E\,d(Y, y)`, with d in [0, pi].
