@@ -9,18 +9,21 @@ import torch
 from hypothesis import settings
 from random_mixtures import F64, uniform
 
-from pyralloy.families import FAMILIES, map_parameters
+from pyralloy.families import FAMILIES, map_parameters, wrap
 
-# What each raw output is: a location, the log of a size in y's units, or a log of a pure number.
+# What each raw output is: a location, the log of a size in y's units, a log of a pure number, or
+# a coordinate of a vector.
 RAW = {
     "normal": "ls", "student_t": "dls", "laplace": "ls", "logistic": "ls", "log_normal": "sd",
     "gamma": "sd", "weibull": "sd", "beta": "bb", "truncated_normal": "ds", "poisson": "s",
-    "negative_binomial": "sb",
+    "negative_binomial": "sb", "von_mises": "vvd",
 }  # fmt: skip
 CONTINUOUS = [name for name in RAW if not FAMILIES[name].support.integer]
 COUNTS = [name for name in RAW if FAMILIES[name].support.integer]
-BOUNDED = [name for name in CONTINUOUS if math.isfinite(FAMILIES[name].support.high)]
-POSITIVE = [n for n in CONTINUOUS if FAMILIES[n].support.low == 0 and n not in BOUNDED]
+CIRCULAR = [name for name in RAW if FAMILIES[name].support.circular]
+LINEAR = [name for name in CONTINUOUS if name not in CIRCULAR]
+BOUNDED = [name for name in LINEAR if math.isfinite(FAMILIES[name].support.high)]
+POSITIVE = [n for n in LINEAR if FAMILIES[n].support.low == 0 and n not in BOUNDED]
 SHIFTED = [name for name in RAW if FAMILIES[name].support.shifts]
 
 # torch's incomplete gamma function errs by up to 4e-10 where its concentration is above 20.
@@ -28,6 +31,7 @@ ROUNDING = {"gamma": 1e-9, "poisson": 1e-9}
 
 every = pytest.mark.parametrize("name", RAW)
 continuous = pytest.mark.parametrize("name", CONTINUOUS)
+linear = pytest.mark.parametrize("name", LINEAR)
 counts = pytest.mark.parametrize("name", COUNTS)
 some = settings(max_examples=3)
 
@@ -36,11 +40,16 @@ def random_raw(name, seed, batch):
     """Give raw outputs in float64 and a spread that runs over eight decades."""
     source = torch.Generator().manual_seed(seed)
     decades = (-1.0, 2.0) if name in COUNTS else (-4.0, 4.0)
-    spread = 1.0 if name in BOUNDED else 10 ** float(uniform((), seed, *decades))
+    spread = 1.0 if name in BOUNDED + CIRCULAR else 10 ** float(uniform((), seed, *decades))
 
     def one(kind):
         draw = torch.randn(batch, generator=source, dtype=F64)
-        kinds = {"l": 10 * spread * draw, "s": math.log(spread) + draw, "d": 1.5 * draw - 1}
+        kinds = {
+            "l": 10 * spread * draw,
+            "s": math.log(spread) + draw,
+            "d": 1.5 * draw - 1,
+            "v": draw,
+        }
         return kinds.get(kind, 2.0 + 2.0 * draw)
 
     return torch.stack([one(kind) for kind in RAW[name]], -1), spread
@@ -87,12 +96,26 @@ def coordinates(name, component):
         )
     if name in POSITIVE:
         return torch.log, torch.exp, torch.exp
+    if name in CIRCULAR:
+        return lambda y: y, lambda w: w, torch.ones_like
     loc, scale = component.loc, component.scale
     return (
         lambda y: torch.asinh((y - loc) / scale),
         lambda w: loc + scale * w.sinh(),
         lambda w: scale * w.cosh(),
     )
+
+
+def edges_of(name, component):
+    """Give quantiles, and on a circle places throughout each component, sorted."""
+    batch = component.batch_shape
+    edges = FAMILIES[name].icdf(component, at(LEVELS, batch))
+    if name in CIRCULAR:
+        units = at(torch.linspace(-10.0, 10.0, 41, dtype=F64), batch)
+        places = wrap(component.loc + units * component.concentration.rsqrt().clamp_max(0.3))
+        ends = at(torch.tensor([-math.pi, math.pi], dtype=F64), batch)
+        edges = torch.cat([edges, places, ends]).sort(0).values
+    return edges
 
 
 def frozen(name, c):

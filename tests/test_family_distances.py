@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pyro import distributions as dist
 from random_components import (
     BOUNDED,
+    CIRCULAR,
     COUNTS,
     LEVELS,
     POSITIVE,
@@ -21,6 +22,7 @@ from random_components import (
     counts,
     every,
     frozen,
+    linear,
     random_component,
     random_raw,
     size,
@@ -62,7 +64,7 @@ def crps_of_scoringrules(name, c, y):
     }[name]()
 
 
-@pytest.mark.parametrize("name", [n for n in RAW if n != "weibull"])
+@pytest.mark.parametrize("name", [n for n in RAW if n not in ("weibull", *CIRCULAR)])
 @some
 @given(seed=SEEDS, batch=BATCHES)
 def test_crps_of_one_component_is_that_of_scoringrules(name, seed, batch):
@@ -76,7 +78,7 @@ def test_crps_of_one_component_is_that_of_scoringrules(name, seed, batch):
                  3e-8 * scale + 1e-14 * component.mean.abs())  # fmt: skip
 
 
-@continuous
+@linear
 @some
 @given(seed=SEEDS, batch=BATCHES)
 def test_distance_is_its_integral(name, seed, batch):
@@ -156,7 +158,7 @@ def test_gradients_are_those_of_finite_differences(name, law):
     elif name in POSITIVE:
         unit = 1 / component.mean
         component, y = family.affine(component, torch.zeros_like(y), unit), y * unit
-    else:
+    elif name not in CIRCULAR:
         y = (y - component.loc) / scale
         component = family.affine(component, -component.loc / scale, 1 / scale)
 
@@ -257,7 +259,7 @@ def test_a_support_says_how_y_may_be_standardised():
     facts = {name: (f.support.shifts, f.support.scales) for name, f in FAMILIES.items()}
     assert facts["normal"] == facts["student_t"] == (True, True)
     assert facts["gamma"] == facts["weibull"] == facts["log_normal"] == (False, True)
-    assert facts["beta"] == facts["poisson"] == (False, False)
+    assert facts["beta"] == facts["poisson"] == facts["von_mises"] == (False, False)
 
 
 def test_the_table_is_complete():

@@ -27,6 +27,7 @@ def made(family, generator):
         "beta": lambda: dist.Beta(2.0 * slope, 3.0 * torch.ones_like(slope)),
         "truncated_normal": lambda: dist.Beta(2.0 * slope, 3.0 * torch.ones_like(slope)),
         "poisson": lambda: dist.Poisson(6.0 * slope),
+        "von_mises": lambda: dist.VonMises(3.0 * slope, 5.0 * torch.ones_like(slope)),
         "negative_binomial": lambda: dist.NegativeBinomial(3.0 * slope, torch.tensor(0.6)),
     }[family]()
     with torch.random.fork_rng():

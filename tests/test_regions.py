@@ -54,7 +54,9 @@ def crowded(seed, count, rows):
 def held(table, region):
     """Sum the probability of the intervals."""
     lower, upper = region.intervals.nan_to_num(0.0).unbind(-1)
+    turned = (upper > math.pi) & region.circular  # an arc through the cut
     parts = [table.cdf(upper[:, i]) - table.cdf(lower[:, i]) for i in range(lower.shape[1])]
+    parts.append(turned.sum(-1))
     return torch.stack(parts).sum(0)
 
 

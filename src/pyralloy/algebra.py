@@ -276,9 +276,14 @@ class MixtureAlgebra(MixtureParts):
         """Covariance of a vector y, shape (..., D, D): within components and between their means.
 
         Raises:
-            ValueError: The density is of a scalar: ``variance`` says it all.
+            ValueError: The density is of a scalar, whose ``variance`` says it all, or of angles.
         """
-        within = vector_kind("covariance_matrix", self.components).covariance(self.components)
+        kind = vector_kind("covariance_matrix", self.components)
+        if kind.support.circular:
+            raise ValueError(
+                "covariance_matrix is of numbers; angles have a circular variance only."
+            )
+        within = kind.covariance(self.components)
         gap = self.components.mean - self.mean[..., None, :]  # (..., K, D)
         both = within + gap[..., :, None] * gap[..., None, :]
         return (self.weights[..., None, None] * both).sum(-3)

@@ -54,15 +54,23 @@ def entropy(table: Table) -> Tensor:
 
 def _entropy(table: Table) -> Tensor:
     weights = table.weights
-    levels = torch.tensor(LEVELS, dtype=weights.dtype, device=weights.device)
-    cuts = table.family.icdf(table.components, levels[:, None, None])  # (L, M, K)
-    # A component without weight shapes nothing, and its cuts would only widen the range.
-    heaviest = weights.argmax(-1)[None, :, None].expand(len(LEVELS), -1, 1)
-    cuts = torch.where(weights > 0, cuts, cuts.gather(-1, heaviest))
-    cuts = cuts.movedim(0, -1).flatten(1).sort(-1).values  # (M, P)
+    # Quantiles count from the cut of a circle, and may lie far from a component's bulk.
+    cuts = table.landmarks() if table.family.support.circular else _quantiles(table)
+    cuts = cuts.sort(-1).values  # (M, P)
     nodes, rule = (torch.as_tensor(v).to(weights) for v in np.polynomial.legendre.leggauss(NODES))
     half = 0.5 * cuts.diff(dim=-1)[..., None]  # (M, P - 1, 1)
     y = cuts[:, :-1, None] + half * (1.0 + nodes)  # (M, P - 1, Q)
     log_p = table.log_prob(y.flatten(1)).reshape(y.shape)
     integrand = torch.where(log_p > -700.0, -log_p.exp() * log_p, 0.0)
     return (integrand * rule * half).sum((-1, -2))
+
+
+def _quantiles(table: Table) -> Tensor:
+    """Give quantiles of every component, (M, P)."""
+    weights = table.weights
+    levels = torch.tensor(LEVELS, dtype=weights.dtype, device=weights.device)
+    cuts = table.family.icdf(table.components, levels[:, None, None])  # (L, M, K)
+    # A component without weight shapes nothing, and its cuts would only widen the range.
+    heaviest = weights.argmax(-1)[None, :, None].expand(len(LEVELS), -1, 1)
+    cuts = torch.where(weights > 0, cuts, cuts.gather(-1, heaviest))
+    return cuts.movedim(0, -1).flatten(1)

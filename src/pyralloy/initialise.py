@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pyralloy.families import wrap
 from pyralloy.heads import MixtureHead
 from pyralloy.networks import MLP
 
@@ -65,7 +66,9 @@ def place_components(head: MixtureHead, y: Tensor, generator: torch.Generator) -
     rows = torch.randperm(y.shape[0], generator=generator)[:MOST_ROWS].to(y.device)
     y = y[rows]
     count = head.components
-    if y.ndim == 1:
+    if head.family.support.circular:
+        loc, scale = _places_of_angles(y, count, generator)
+    elif y.ndim == 1:
         levels = (torch.arange(count, dtype=y.dtype, device=y.device) + 0.5) / count
         loc = torch.quantile(y, levels)
         scale = torch.full_like(loc, min(1.0, 3.4 / count))
@@ -76,6 +79,23 @@ def place_components(head: MixtureHead, y: Tensor, generator: torch.Generator) -
         nearest = torch.cdist(y, loc).amin(-1)
         scale = (nearest.square().mean() / y.shape[-1]).sqrt().clamp(0.1, 1.0).expand(loc.shape)
     head.place(loc, scale)
+
+
+def _places_of_angles(y: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Spread directions and widths (K,) or (K, D) over angles (N,) or (N, D)."""
+    if y.ndim == 1:
+        middle = torch.atan2(y.sin().mean(), y.cos().mean())
+        levels = (torch.arange(count, dtype=y.dtype, device=y.device) + 0.5) / count
+        gap = wrap(y - middle)
+        loc = wrap(middle + torch.quantile(gap, levels))
+        return loc, min(1.0, 3.4 / count) * gap.square().mean().sqrt().expand(loc.shape)
+    # As points on circles of radius one, where near angles are near.
+    points = torch.cat([y.cos(), y.sin()], -1)  # (N, 2 D)
+    cosine, sine = _centres(points, count, generator).chunk(2, -1)
+    loc = torch.atan2(sine, cosine)
+    nearest = torch.cdist(points, torch.cat([loc.cos(), loc.sin()], -1)).amin(-1)
+    scale = (nearest.square().mean() / y.shape[-1]).sqrt().clamp(0.1, 1.0)
+    return loc, scale.expand(loc.shape)
 
 
 def _centres(y: Tensor, count: int, generator: torch.Generator) -> Tensor:

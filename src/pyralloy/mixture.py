@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyralloy.answers import Interval, Modes
 from pyralloy.checks import broadcast_shapes, probability
-from pyralloy.families import base_of, family_of
+from pyralloy.families import base_of, family_of, kind_of
 from pyralloy.measures import MixtureMeasures
 from pyralloy.regions import Region, highest_density, modes
 
@@ -63,9 +63,25 @@ class Mixture(MixtureMeasures):
         return super().log_prob(value if self.event_shape else self._values("y", value))
 
     @property
+    def mean(self) -> Tensor:
+        """Mean, shape (...) + event; of angles the circular mean, in [-pi, pi)."""
+        return kind_of(self.components).mean(self.weights, self.components)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance, shape (...) + event; of angles the circular variance 1 - R, without unit.
+
+        R is the mean resultant length, the length of the mean of the unit vectors.
+        """
+        return kind_of(self.components).variance(self.weights, self.components)
+
+    @property
     def stddev(self) -> Tensor:
-        """Standard deviation, shape (...) + event."""
-        return self.variance.sqrt()
+        """Standard deviation, shape (...) + event; of angles the circular one, in radians.
+
+        That is the square root of -2 log R, which is not the root of the circular variance.
+        """
+        return kind_of(self.components).stddev(self.weights, self.components)
 
     def cdf(self, y: Tensor) -> Tensor:
         r"""Evaluate :math:`F(y) = \sum_k w_k F_k(y)`.
@@ -166,7 +182,7 @@ class Mixture(MixtureMeasures):
         """Give the equal-tailed interval that holds probability ``level``.
 
         Between two branches of a multimodal density this interval covers ground where y never
-        falls; a highest-density region does not.
+        falls; a highest-density region does not. Of angles it counts from the cut at -pi.
 
         Args:
             level: Probability inside, in (0, 1).
@@ -248,7 +264,8 @@ class Mixture(MixtureMeasures):
 
         .. math:: \int \bigl(F(t) - 1\{t \ge y\}\bigr)^2 dt = E|Y - y| - \tfrac12 E|Y - Y'|
 
-        Computed in float64, since the two terms nearly cancel far from the mass.
+        Computed in float64, since the two terms nearly cancel far from the mass. Of angles it is
+        the circular score, where the angular distance, in [0, pi], stands for the difference.
 
         Args:
             y: Observed values in y's units, broadcastable to the batch shape.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyralloy.checks import probability
-from pyralloy.families import map_parameters
+from pyralloy.circle import close, cut_open
+from pyralloy.families import map_parameters, wrap
 from pyralloy.table import MAX_STEPS, Table
 
 __all__ = ["Region", "highest_density", "modes"]
@@ -38,6 +39,8 @@ class Region:
         level: The probability inside.
         log_density: Log density on the boundary, shape (...): the region is where the density is
             at least this high.
+        circular: Whether y is an angle. Lower ends then lie in [-pi, pi), and an arc through the
+            cut is one interval, whose upper end is above pi.
 
     Example:
         >>> region = Region(torch.tensor([[-2.0, -1.0], [1.0, 2.5]]), 0.9, torch.tensor(-1.5))
@@ -50,6 +53,7 @@ class Region:
     intervals: Tensor
     level: float
     log_density: Tensor
+    circular: bool = False
 
     def __repr__(self) -> str:
         return (
@@ -66,12 +70,14 @@ class Region:
         """Tell which values lie inside, ends included.
 
         Args:
-            y: Values in y's units, broadcastable with the batch shape.
+            y: Values in y's units, broadcastable with the batch shape; angles modulo 2 pi.
 
         Returns:
             Booleans of the broadcast shape; False where ``y`` is NaN.
         """
         lower, upper = self.intervals.unbind(-1)  # (..., R)
+        if self.circular:
+            return ((y[..., None] - lower).remainder(2 * math.pi) <= upper - lower).any(-1)
         return ((y[..., None] >= lower) & (y[..., None] <= upper)).any(-1)
 
     def volume(self) -> Tensor:
@@ -90,7 +96,7 @@ class Region:
         """
         shape = tuple(batch_shape)
         intervals = self.intervals.reshape(*shape, *self.intervals.shape[-2:])
-        return Region(intervals, self.level, self.log_density.reshape(shape))
+        return replace(self, intervals=intervals, log_density=self.log_density.reshape(shape))
 
 
 def highest_density(table: Table, level: float) -> Region:
@@ -130,10 +136,12 @@ def highest_density(table: Table, level: float) -> Region:
     """
     probability("level", level)
     with torch.no_grad():
-        parts = [_region(part, level) for part in _parts(table)]
-    thresholds = torch.cat([table.weights.new_empty(0), *(t for _, t in parts)])
-    ends = _join([e for e, _ in parts], table.weights)
-    return Region(ends, level, thresholds.to(table.weights.dtype))
+        opened, turn = cut_open(table)
+        parts = [_region(part, level) for part in _parts(opened)]
+        thresholds = torch.cat([turn.new_empty(0), *(t for _, t in parts)]).to(table.weights.dtype)
+        ends, circular = _join([e for e, _ in parts], opened.weights), table.family.support.circular
+        ends = (close(ends, turn) if circular else ends).to(table.weights.dtype)
+    return Region(ends, level, thresholds, circular)
 
 
 def modes(table: Table) -> tuple[Tensor, Tensor]:
@@ -166,8 +174,10 @@ def modes(table: Table) -> tuple[Tensor, Tensor]:
                 [ 0.0500,     nan]])
     """
     with torch.no_grad():
-        found = _join([_modes(part) for part in _parts(table)], table.weights)
-    return found[..., 0], found[..., 1]
+        opened, turn = cut_open(table)
+        where, height = _join([_modes(part) for part in _parts(opened)], table.weights).unbind(-1)
+    circular = table.family.support.circular
+    return wrap(where - turn[:, None].to(where)) if circular else where, height
 
 
 def _parts(table: Table) -> list[Table]:
@@ -233,7 +243,9 @@ def _landscape(table: Table) -> _Landscape:
         at = torch.where(bounded, end, y[:, i])
         value = torch.where(bounded, table.limit(at, near), points[:, i, 1])
         ends.append(torch.stack([at, value], -1)[:, None])
-        mode = bounded & (fall > 0) & (value >= points[:, i, 1])
+        # A circle has no ends, though it is cut.
+        edge = bounded & (not table.family.support.circular)
+        mode = edge & (fall > 0) & (value >= points[:, i, 1])
         edges.append(ends[-1][mode, 0])
         edge_rows.append(mode.nonzero()[:, 0])
     extra = _pad(rows, found, len(table), math.nan)

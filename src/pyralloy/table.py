@@ -13,7 +13,7 @@ from torch import Tensor
 from torch import distributions as td
 
 from pyralloy.checks import broadcast_shapes
-from pyralloy.families import Family, family_of, map_parameters
+from pyralloy.families import Family, family_of, map_parameters, wrap
 from pyralloy.numerics import invert_monotone
 
 __all__ = ["Table"]
@@ -110,9 +110,10 @@ class Table:
 
     def support(self) -> tuple[Tensor, Tensor]:
         """Give the ends of the support, (M,) each, infinite where there is none."""
-        support, live = self.components.support, self.weights > 0
-        low = torch.as_tensor(getattr(support, "lower_bound", -math.inf)).to(self.weights)
-        high = torch.as_tensor(getattr(support, "upper_bound", math.inf)).to(self.weights)
+        support, live, general = self.components.support, self.weights > 0, self.family.support
+        like = {"dtype": self.weights.dtype, "device": self.weights.device}
+        low = torch.as_tensor(getattr(support, "lower_bound", general.low), **like)
+        high = torch.as_tensor(getattr(support, "upper_bound", general.high), **like)
         return (
             torch.where(live, low, math.inf).amin(-1),
             torch.where(live, high, -math.inf).amax(-1),
@@ -274,6 +275,12 @@ def _(component: td.Normal, y: Tensor) -> Slopes:
     return Slopes(value, z.mul_(rate), -rate.square())
 
 
+@log_slopes.register
+def _(component: td.VonMises, y: Tensor) -> Slopes:
+    gap, rate = y - component.loc, component.concentration
+    return Slopes(component.log_prob(y), -rate * gap.sin(), -rate * gap.cos())
+
+
 def _mix(log_weights: Tensor, parts: Slopes) -> Slopes:
     """Combine components (K, ...) into the mixture (...)."""
     terms = parts.value.add_(log_weights)
@@ -306,6 +313,16 @@ def landmarks(component: Any) -> Tensor:
 def _(component: td.Normal) -> Tensor:
     units = torch.tensor([-u for u in UNITS[1:]] + list(UNITS)).to(component.loc)
     return (component.loc[..., None] + component.scale[..., None] * units).flatten(1)
+
+
+@landmarks.register
+def _(component: td.VonMises) -> Tensor:
+    units = torch.tensor([-u for u in UNITS] + list(UNITS)).to(component.loc)
+    # As those of a Normal where it is narrow; half a turn at most.
+    width = (component.concentration + (UNITS[-1] / math.pi) ** 2).rsqrt()
+    places = wrap(component.loc[..., None] + width[..., None] * units).flatten(1)
+    ends = torch.tensor([-math.pi, math.pi], dtype=units.dtype, device=units.device)
+    return torch.cat([places, ends.expand(len(places), 2)], 1)  # the circle is covered
 
 
 def _distance(table: Table, y: Tensor) -> Tensor:

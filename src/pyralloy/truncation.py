@@ -113,7 +113,7 @@ def _require_mass(
     place = ", ".join(f"{q:.4g}" for q in middle.quantile([0.001, 0.999]).tolist())
     where = f" in {int(empty.sum())} of {empty.numel()} rows, the first at row {row}" if row else ""
     low, high = (float(end[row][0]) for end in ends)
-    least, most, _ = family.support
+    least, most, *_ = family.support
     raise ValueError(
         f"low={low!r}, high={high!r}: the density has no mass between them that float64 can "
         f"hold{where}. It lies within ({place}) with probability 0.998, and "

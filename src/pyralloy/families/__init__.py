@@ -1,6 +1,8 @@
 """Component families: from a network's raw outputs to a Pyro distribution, and its closed forms."""
 
+from pyralloy.families.arcs import wrap
 from pyralloy.families.bounded import BetaFamily, TruncatedNormalFamily
+from pyralloy.families.circular import VonMises, VonMisesFamily
 from pyralloy.families.contract import SCALE_CEILING, SCALE_FLOOR, Family, Support
 from pyralloy.families.counts import NegativeBinomialFamily, PoissonFamily
 from pyralloy.families.joint import JOINT, JointFamily, LowRankMultivariateStudentT
@@ -57,6 +59,8 @@ __all__ = [
     "TruncatedFamily",
     "TruncatedNormalFamily",
     "VectorFamily",
+    "VonMises",
+    "VonMisesFamily",
     "WeibullFamily",
     "base_of",
     "build",
@@ -68,4 +72,5 @@ __all__ = [
     "map_parameters",
     "product_of",
     "truncated",
+    "wrap",
 ]

@@ -334,7 +334,7 @@ class TruncatedNormalFamily(Family):
 
     def from_raw(self, raw: Tensor, spread: float) -> Any:
         """Map ``raw`` (..., 2), log-odds of the mode and a log-scale, to ``TruncatedNormal``."""
-        low, high, _ = self.support
+        low, high = self.support.low, self.support.high
         odds, log_scale = raw.unbind(-1)
         loc = low + (high - low) * soft_between(odds, -_MOST_ODDS, _MOST_ODDS).sigmoid()
         scale = soft_between(log_scale, *self._log_scales(spread)).exp()
@@ -342,7 +342,7 @@ class TruncatedNormalFamily(Family):
 
     def to_raw(self, loc: Tensor, scale: Tensor, spread: float) -> Tensor:
         """Give the raw outputs of components of mode ``loc`` and, untruncated, width ``scale``."""
-        low, high, _ = self.support
+        low, high = self.support.low, self.support.high
         least = torch.tensor(-0.99 * _MOST_ODDS).sigmoid().item()
         share = ((loc - low) / (high - low)).clamp(least, 1 - least)
         odds = soft_between_inverse(share.logit(), -_MOST_ODDS, _MOST_ODDS)

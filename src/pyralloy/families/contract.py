@@ -38,12 +38,13 @@ class Support(NamedTuple):
     """Where y can lie, and so how it may be standardised.
 
     The real line allows a shift and a scale, ``(0, inf)`` a scale only, an interval the one map
-    onto the interval that the family was made for, and integers nothing.
+    onto the interval that the family was made for, and integers and angles nothing.
 
     Attributes:
         low: Lower end, or ``-inf``.
         high: Upper end, or ``inf``.
         integer: Whether y counts something.
+        circular: Whether y is an angle: the ends are one point, and y counts modulo ``high - low``.
 
     Example:
         >>> Support(0.0).shifts, Support().shifts
@@ -53,6 +54,7 @@ class Support(NamedTuple):
     low: float = -math.inf
     high: float = math.inf
     integer: bool = False
+    circular: bool = False
 
     @property
     def shifts(self) -> bool:
@@ -145,6 +147,19 @@ class Family(ABC):
             f"family {self.name!r} is no location-scale family: shift + scale * y has no "
             "distribution of the same kind; transform y before fitting instead."
         )
+
+    def mean(self, weights: Tensor, component: Any, dim: int = -1) -> Tensor:
+        """Give the mean of a mixture whose components lie along ``dim``, as do the weights."""
+        return (weights * component.mean).sum(dim)
+
+    def variance(self, weights: Tensor, component: Any, dim: int = -1) -> Tensor:
+        """Give the variance of a mixture: that within components and that of their means."""
+        gap = component.mean - self.mean(weights, component, dim).unsqueeze(dim)
+        return (weights * (component.variance + gap.square())).sum(dim)
+
+    def stddev(self, weights: Tensor, component: Any, dim: int = -1) -> Tensor:
+        """Give the standard deviation of a mixture."""
+        return self.variance(weights, component, dim).sqrt()
 
     def distance(self, component: Any, y: Tensor) -> Tensor:
         """Evaluate :math:`E|Y - y|` for each component, the first half of the CRPS.

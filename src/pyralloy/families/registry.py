@@ -11,6 +11,7 @@ from torch import distributions as td
 
 from pyralloy.checks import integer
 from pyralloy.families.bounded import BetaFamily, TruncatedNormalFamily
+from pyralloy.families.circular import VonMisesFamily
 from pyralloy.families.contract import Family
 from pyralloy.families.counts import NegativeBinomialFamily, PoissonFamily
 from pyralloy.families.joint import JOINT, JointFamily
@@ -51,6 +52,7 @@ FAMILIES: dict[str, Family] = {
         TruncatedNormalFamily(),
         PoissonFamily(),
         NegativeBinomialFamily(),
+        VonMisesFamily(),
     )
 }
 

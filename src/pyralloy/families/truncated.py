@@ -232,7 +232,7 @@ class TruncatedFamily(Family):
     distribution: Any
 
     def __init__(self, inner: Family, low: float = -math.inf, high: float = math.inf) -> None:
-        least, most, integer = inner.support
+        least, most, integer, _ = inner.support
         if integer:
             low = math.ceil(low) if math.isfinite(low) else low
             high = math.floor(high) if math.isfinite(high) else high
@@ -257,7 +257,7 @@ class TruncatedFamily(Family):
 
     def from_raw(self, raw: Tensor, spread: float) -> Any:
         """Map ``raw`` (..., P) to components of the inner family, and truncate them."""
-        low, high, _ = self.support
+        low, high, *_ = self.support
         return Truncated(self, self.inner.from_raw(raw, spread), low, high)
 
     def to_raw(self, loc: Tensor, scale: Tensor, spread: float) -> Tensor:

@@ -68,6 +68,19 @@ class VectorFamily(ABC):
     def affine(self, component: Any, shift: Tensor, scale: Tensor) -> Any:
         """Give the distribution of ``shift + scale * y``, dimension by dimension."""
 
+    def mean(self, weights: Tensor, component: Any) -> Tensor:
+        """Give the mean (..., D) of a mixture of weights (..., K)."""
+        return (weights[..., None] * component.mean).sum(-2)
+
+    def variance(self, weights: Tensor, component: Any) -> Tensor:
+        """Give the variances (..., D) of a mixture: within components and of their means."""
+        gap = component.mean - self.mean(weights, component)[..., None, :]
+        return (weights[..., None] * (component.variance + gap.square())).sum(-2)
+
+    def stddev(self, weights: Tensor, component: Any) -> Tensor:
+        """Give the standard deviations (..., D) of a mixture."""
+        return self.variance(weights, component).sqrt()
+
     @abstractmethod
     def covariance(self, component: Any) -> Tensor:
         """Evaluate the covariance matrix, shape (..., D, D)."""
@@ -123,6 +136,18 @@ class Product(VectorFamily):
         """Map each dimension."""
         return self.family.affine(self._base(component), shift, scale).to_event(self.rank)
 
+    def mean(self, weights: Tensor, component: Any) -> Tensor:
+        """Give the mean of each dimension, as the scalar family has it."""
+        return self.family.mean(*self._mixed(weights, component))
+
+    def variance(self, weights: Tensor, component: Any) -> Tensor:
+        """Give the variance of each dimension, likewise."""
+        return self.family.variance(*self._mixed(weights, component))
+
+    def stddev(self, weights: Tensor, component: Any) -> Tensor:
+        """Give the standard deviation of each dimension, likewise."""
+        return self.family.stddev(*self._mixed(weights, component))
+
     def covariance(self, component: Any) -> Tensor:
         """Put the variances on a diagonal."""
         return component.variance.diag_embed()
@@ -138,6 +163,11 @@ class Product(VectorFamily):
         """Score the known dimensions; the others know nothing of them."""
         log_density = self.marginal(component, given).log_prob(value)
         return Conditioned(log_density, self.marginal(component, rest).expand(log_density.shape))
+
+    def _mixed(self, weights: Tensor, component: Any) -> tuple[Tensor, Any, int]:
+        """Give weights and components that broadcast, and the dimension of the components."""
+        wide = weights.reshape(*weights.shape, *(1,) * self.rank)
+        return wide, self._base(component), -1 - self.rank
 
     @staticmethod
     def _base(component: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -135,13 +136,14 @@ def _fit(
     model.x_scaling.fit(rows.x)
     model.y_scaling.fit(rows.y, model.head.family.support)
     z, t = _standardised(model, rows)
+    circular = model.head.family.support.circular
     if generator is not None:
         _initialise(model, z, t, generator)
     _require_one_density_a_row(model, z)
     plan = replace(
         plan,
         offset=model.y_scaling.log_jacobian,
-        baseline=_mean_nll(marginal_density(rows.y).log_prob, reference.y),
+        baseline=_mean_nll(marginal_density(rows.y, circular=circular).log_prob, reference.y),
     )
     batches = Batches((z, t), plan.batch_size, plan.seed)
     evaluate = None if held_out is None else _evaluation(model, _standardised(model, held_out))
@@ -226,7 +228,10 @@ def _split(
 
 
 def _require_support(y: Tensor, family: Family | VectorFamily) -> None:
-    low, high, integer = family.support
+    low, high, integer, circular = family.support
+    if circular:
+        _require_angles(y, family)
+        return
     outside = (y < low) | (y > high)
     if integer:
         outside |= y != y.round()
@@ -238,6 +243,17 @@ def _require_support(y: Tensor, family: Family | VectorFamily) -> None:
         raise ValueError(
             f"y holds {y[first].tolist()} at row {first}: components of family {family.name!r} "
             f"are for {kind} between {low:g} and {high:g}; choose another family or transform y."
+        )
+
+
+def _require_angles(y: Tensor, family: Family | VectorFamily) -> None:
+    outside = y.abs() > 1.001 * 2 * math.pi
+    if bool(outside.any()):
+        first = int(outside.reshape(len(y), -1).any(-1).nonzero()[0])
+        raise ValueError(
+            f"y holds {y[first].tolist()} at row {first}: components of family {family.name!r} are "
+            "for angles in radians, between -2 pi and 2 pi; np.deg2rad(y) turns degrees into them, "
+            "and 2 * np.pi * hour / 24 hours."
         )
 
 
