@@ -3,10 +3,12 @@
 import math
 
 import pytest
+import scipy.stats
 import torch
 from pyro import distributions as dist
 
 import pyralloy as pa
+from pyralloy.families import VonMises
 
 F64 = torch.float64
 
@@ -40,6 +42,39 @@ def test_entropy_of_parts_far_apart_is_that_of_the_choice_and_of_the_parts():
     )
     own = 0.5 * torch.log(2 * math.pi * math.e * scale**2)
     assert abs(float(m.entropy() - (weights * (own - weights.log())).sum())) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("component", "exact"),
+    [
+        (dist.Gamma, scipy.stats.gamma(0.3, scale=1 / 2.0)),
+        (dist.Weibull, scipy.stats.weibull_min(2.0, scale=0.3)),
+        (dist.StudentT, scipy.stats.t(1.5, 0.0, 1.0)),
+        (dist.Laplace, scipy.stats.laplace(0.3, 2.0)),
+        (dist.LogNormal, scipy.stats.lognorm(2.0, scale=math.exp(0.3))),
+        (dist.Poisson, scipy.stats.poisson(0.5)),
+        (dist.Poisson, scipy.stats.poisson(3000.0)),
+        (VonMises, scipy.stats.vonmises(0.01)),
+    ],
+)
+def test_entropy_of_one_component_is_that_of_scipy(component, exact):
+    one = torch.ones(1, dtype=F64)
+    values = {
+        dist.Gamma: (0.3, 2.0), dist.Weibull: (0.3, 2.0), dist.StudentT: (1.5,),
+        dist.Laplace: (0.3, 2.0), dist.LogNormal: (0.3, 2.0), VonMises: (0.0, 0.01),
+        dist.Poisson: (exact.mean(),),
+    }[component]  # fmt: skip
+    m = pa.Mixture(dist.Categorical(one), component(*(v * one for v in values)))
+    assert abs(float(m.entropy()) - float(exact.entropy())) < 1e-8
+
+
+def test_entropy_of_a_mixture_of_counts_is_its_sum():
+    m = pa.Mixture(
+        dist.Categorical(torch.tensor([[0.3, 0.7], [0.0, 1.0]], dtype=F64)),
+        dist.Poisson(torch.tensor([[2.0, 50.0], [1e6, 3.0]], dtype=F64)),
+    )
+    log_p = m.log_prob(torch.arange(400, dtype=F64)[:, None])
+    assert torch.allclose(m.entropy(), -(log_p.exp() * log_p).sum(0), atol=1e-10)
 
 
 def test_entropy_is_the_mean_of_minus_the_log_density():

@@ -343,16 +343,12 @@ def test_a_density_with_poles_at_both_ends_has_a_region_of_two():
     assert modes(Table(one, arcsine))[0].sort().values.tolist() == [[-3.0, 7.0]]
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_regions_of_every_family_hold_their_level_and_shrink_around_the_modes(name):
+@pytest.mark.parametrize("name", [n for n, f in FAMILIES.items() if not f.support.integer])
+def test_regions_of_every_continuous_family_hold_their_level_and_shrink_around_the_modes(name):
     family = FAMILIES[name]
     raw = 0.7 * torch.randn(6, 4, family.outputs, generator=torch.Generator().manual_seed(1))
     components = family.from_raw(raw.to(F64), 1.0)
     table = Table(torch.full((6, 4), 0.25, dtype=F64), components)
-    if family.support.integer:
-        with pytest.raises(TypeError, match=name):
-            highest_density(table, 0.5)
-        return
     (small, large), (y, log_density) = (highest_density(table, v) for v in (0.3, 0.9)), modes(table)
     assert_close(held(table, small), 0.3, 1e-7)
     assert_close(held(table, large), 0.9, 1e-7)

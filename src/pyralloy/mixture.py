@@ -204,7 +204,8 @@ class Mixture(MixtureMeasures):
 
         Between two branches of a multimodal density it has a gap, where an equal-tailed interval
         covers ground on which y never falls. Its ends are bracketed roots and its mass comes from
-        the cdf between them, so no component is too narrow to be found.
+        the cdf between them, so no component is too narrow to be found. Of counts it is a set of
+        integers, of angles one of arcs.
 
         Args:
             level: Probability inside, in (0, 1).

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from pyralloy.checks import probability
 from pyralloy.circle import close, cut_open
 from pyralloy.families import map_parameters, wrap
+from pyralloy.integers import integer_modes, integer_region
 from pyralloy.table import MAX_STEPS, Table
 
 __all__ = ["Region", "highest_density", "modes"]
@@ -41,6 +42,7 @@ class Region:
             at least this high.
         circular: Whether y is an angle. Lower ends then lie in [-pi, pi), and an arc through the
             cut is one interval, whose upper end is above pi.
+        integer: Whether y is a count. Intervals then run from their first integer to their last.
 
     Example:
         >>> region = Region(torch.tensor([[-2.0, -1.0], [1.0, 2.5]]), 0.9, torch.tensor(-1.5))
@@ -54,6 +56,7 @@ class Region:
     level: float
     log_density: Tensor
     circular: bool = False
+    integer: bool = False
 
     def __repr__(self) -> str:
         return (
@@ -76,13 +79,18 @@ class Region:
             Booleans of the broadcast shape; False where ``y`` is NaN.
         """
         lower, upper = self.intervals.unbind(-1)  # (..., R)
+        if self.integer:
+            y = torch.where(y == y.round(), y, math.nan)
         if self.circular:
             return ((y[..., None] - lower).remainder(2 * math.pi) <= upper - lower).any(-1)
         return ((y[..., None] >= lower) & (y[..., None] <= upper)).any(-1)
 
     def volume(self) -> Tensor:
-        """Add up the lengths of the intervals, (...), in y's units; NaN where there is none."""
-        length = self.intervals[..., 1] - self.intervals[..., 0]  # (..., R)
+        """Add up the lengths of the intervals, (...), in y's units; NaN where there is none.
+
+        Of counts it is the number of integers inside.
+        """
+        length = self.intervals[..., 1] - self.intervals[..., 0] + float(self.integer)  # (..., R)
         return torch.where(length.isnan().all(-1), math.nan, length.nansum(-1))
 
     def reshape(self, batch_shape: Sequence[int]) -> Region:
@@ -116,11 +124,11 @@ def highest_density(table: Table, level: float) -> Region:
     Returns:
         A :class:`Region` of batch shape (M,). Its mass is the level to 1e-8, unless the density is
         constant over an interval at the threshold itself (the least region that holds the level is
-        given then). A row with NaN parameters is NaN.
+        given then). Of counts it is the fewest integers that hold at least the level. A row with
+        NaN parameters is NaN.
 
     Raises:
         ValueError: ``level`` outside (0, 1).
-        TypeError: The components are of counts.
 
     References:
         Hyndman, R. J. (1996). Computing and graphing highest density regions. The American
@@ -136,6 +144,10 @@ def highest_density(table: Table, level: float) -> Region:
     """
     probability("level", level)
     with torch.no_grad():
+        if table.family.support.integer:
+            runs, thresholds = integer_region(_wide(table), level)
+            ends = _join(runs, table.weights)
+            return Region(ends, level, thresholds.to(table.weights.dtype), integer=True)
         opened, turn = cut_open(table)
         parts = [_region(part, level) for part in _parts(opened)]
         thresholds = torch.cat([turn.new_empty(0), *(t for _, t in parts)]).to(table.weights.dtype)
@@ -149,7 +161,8 @@ def modes(table: Table) -> tuple[Tensor, Tensor]:
 
     Zeros of :math:`(\log p)'(y) = \sum_k r_k(y)\, (\log f_k)'(y)`, with :math:`r_k` the posterior
     weights of the components, at which it turns from positive to negative; an end of the support
-    is a mode where the density falls away from it.
+    is a mode where the density falls away from it. Of counts, the integers more likely than those
+    beside them.
 
     Args:
         table: M mixtures of scalar components.
@@ -157,9 +170,6 @@ def modes(table: Table) -> tuple[Tensor, Tensor]:
     Returns:
         ``(locations, log_densities)``, each (M, R) with R the largest number of modes; rows with
         fewer end in NaN. The log density is infinite at a pole.
-
-    Raises:
-        TypeError: The components are of counts.
 
     References:
         Carreira-Perpiñán, M. A. (2000). Mode-finding for mixtures of Gaussian distributions. IEEE
@@ -174,20 +184,24 @@ def modes(table: Table) -> tuple[Tensor, Tensor]:
                 [ 0.0500,     nan]])
     """
     with torch.no_grad():
+        if table.family.support.integer:
+            found = _join(integer_modes(_wide(table)), table.weights)
+            return found[..., 0], found[..., 1]
         opened, turn = cut_open(table)
         where, height = _join([_modes(part) for part in _parts(opened)], table.weights).unbind(-1)
     circular = table.family.support.circular
     return wrap(where - turn[:, None].to(where)) if circular else where, height
 
 
+def _wide(table: Table) -> Table:
+    """Give the table in float64, without gradients."""
+    components = map_parameters(table.components, lambda p: p.detach().to(torch.float64), 0)
+    return Table(table.weights.detach().to(torch.float64), components)
+
+
 def _parts(table: Table) -> list[Table]:
     """Split into parts of moderate memory, in float64."""
-    if table.family.support.integer:
-        raise TypeError(
-            f"family {table.family.name!r} is of counts, which have no density: take intervals."
-        )
-    components = map_parameters(table.components, lambda p: p.detach().to(torch.float64), 0)
-    wide = Table(table.weights.detach().to(torch.float64), components)
+    wide = _wide(table)
     return [wide.take(part) for part in wide.chunks(4 * wide.weights.shape[1])]
 
 
