@@ -14,7 +14,7 @@ from torch import nn
 
 import pyralloy as pa
 from pyralloy.inference.engine import Adam
-from pyralloy.inference.svi import Rows, _split
+from pyralloy.inference.rows import Rows, split
 from pyralloy.inference.training import Batches, Diverged, one_cycle
 from pyralloy.marginal import marginal_density
 
@@ -158,7 +158,7 @@ def test_a_callback_sees_the_evaluated_model_and_can_end_the_fit():
 
 def test_rows_are_held_out_once_and_none_is_lost():
     rows = Rows(torch.arange(50.0)[:, None], torch.arange(50.0))
-    kept, out = _split(rows, 0.2, make_model(), torch.Generator().manual_seed(0))
+    kept, out = split(rows, 0.2, make_model(), torch.Generator().manual_seed(0))
     assert len(out.y) == 10
     assert torch.equal(torch.cat([kept.y, out.y]).sort().values, rows.y)
     assert torch.equal(kept.x[:, 0], kept.y) and torch.equal(out.x[:, 0], out.y)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyralloy.checks import as_values, integer, paired, positive
-from pyralloy.families import Family, VectorFamily
+from pyralloy.checks import integer, positive
 from pyralloy.inference.engine import Engine
 from pyralloy.inference.fit import Fit
 from pyralloy.inference.objective import FlatParameters, Objective, empty_guide, pyro_runtime
+from pyralloy.inference.rows import Rows, checked, require_spread, split, standardised
 from pyralloy.inference.training import Batches, Callback, Plan, train
 from pyralloy.initialise import place_components, redraw, spread_kinks
 from pyralloy.marginal import marginal_density
@@ -26,13 +25,6 @@ __all__ = ["fit"]
 
 #: Rows of an evaluation at once.
 CHUNK = 4096
-
-
-class Rows(NamedTuple):
-    """Inputs and targets of the same observations, in their own units."""
-
-    x: Tensor
-    y: Tensor
 
 
 def fit(
@@ -121,8 +113,8 @@ def fit(
         raise TypeError("model is in half precision: train it in float32, by model.float().")
     model.to(device)
     generator = torch.Generator().manual_seed(seed % 2**63)
-    trained, held_out = _split(_door(model, x, y), validation, model, generator)
-    _require_spread(trained.y)
+    trained, held_out = split(checked(model, x, y), validation, model, generator)
+    require_spread(trained.y)
     if batch_size is None:
         plan = replace(plan, batch_size=min(max(len(trained.y) // 16, 16), 128))
     return _fit(model, trained, held_out, plan, generator if initialise else None)
@@ -135,7 +127,7 @@ def _fit(
     reference = rows if held_out is None else held_out
     model.x_scaling.fit(rows.x)
     model.y_scaling.fit(rows.y, model.head.family.support)
-    z, t = _standardised(model, rows)
+    z, t = standardised(model, rows)
     circular = model.head.family.support.circular
     if generator is not None:
         _initialise(model, z, t, generator)
@@ -146,7 +138,7 @@ def _fit(
         baseline=_mean_nll(marginal_density(rows.y, circular=circular).log_prob, reference.y),
     )
     batches = Batches((z, t), plan.batch_size, plan.seed)
-    evaluate = None if held_out is None else _evaluation(model, _standardised(model, held_out))
+    evaluate = None if held_out is None else _evaluation(model, standardised(model, held_out))
 
     devices = [z.device] if z.is_cuda else []
     with (
@@ -173,102 +165,6 @@ def _fit(
     return Fit(model, trace.history(), plan.baseline, trace.best_step, trace.interrupted)
 
 
-def _door(model: MDN, x: Any, y: Any) -> Rows:
-    """Check inputs and targets against each other and the model, and put them on its device."""
-    device = next(model.parameters()).device
-    x, y = as_values("x", x, device=device), as_values("y", y, device=device)
-    x = x[:, None] if x.ndim == 1 else x
-    paired(x, y)
-    targets = model.head.targets
-    wanted = (len(x),) if targets is None else (len(x), targets)
-    if y.shape != wanted:
-        raise ValueError(
-            f"y has shape {tuple(y.shape)} and the head, with targets={targets}, needs {wanted}: "
-            "reshape y, or make the head with targets=None for (N,) and targets=D for (N, D)."
-        )
-    _require_support(y, model.head.family)
-    trunk = model.trunk
-    if isinstance(trunk, MLP) and x.shape[1:] != (trunk.in_features,):
-        raise ValueError(
-            f"x has {tuple(x.shape[1:])} features a row and the trunk takes {trunk.in_features}: "
-            "make it with in_features=x.shape[1]."
-        )
-    return Rows(x, y)
-
-
-def _split(
-    rows: Rows,
-    validation: float | tuple[Any, Any] | None,
-    model: MDN,
-    generator: torch.Generator,
-) -> tuple[Rows, Rows | None]:
-    """Give the rows to train on and those held out."""
-    if validation is None:
-        return rows, None
-    if isinstance(validation, tuple | list):
-        if len(validation) != 2:
-            raise ValueError(f"validation has {len(validation)} parts: give the pair (x, y).")
-        held_out = _door(model, *validation)
-        if held_out.x.shape[1:] != rows.x.shape[1:]:
-            raise ValueError(
-                f"validation x has {tuple(held_out.x.shape[1:])} features a row and x "
-                f"{tuple(rows.x.shape[1:])}: give the same columns."
-            )
-        return rows, held_out
-    fraction, count = positive("validation", validation, 1.0), len(rows.x)
-    held = max(1, round(fraction * count))
-    if count - held < 2:
-        raise ValueError(
-            f"validation={validation!r} of {count} rows leaves {max(0, count - held)} to train on: "
-            "at least 2 are needed; give more rows, a smaller fraction, or validation=None."
-        )
-    order = torch.randperm(count, generator=generator).to(rows.x.device)
-    out, kept = order[:held], order[held:].sort().values
-    return Rows(rows.x[kept], rows.y[kept]), Rows(rows.x[out], rows.y[out])
-
-
-def _require_support(y: Tensor, family: Family | VectorFamily) -> None:
-    low, high, integer, circular = family.support
-    if circular:
-        _require_angles(y, family)
-        return
-    outside = (y < low) | (y > high)
-    if integer:
-        outside |= y != y.round()
-    else:
-        outside |= (y == low) | (y == high)
-    if bool(outside.any()):
-        kind = "integers" if integer else "numbers strictly"
-        first = int(outside.reshape(len(y), -1).any(-1).nonzero()[0])
-        raise ValueError(
-            f"y holds {y[first].tolist()} at row {first}: components of family {family.name!r} "
-            f"are for {kind} between {low:g} and {high:g}; choose another family or transform y."
-        )
-
-
-def _require_angles(y: Tensor, family: Family | VectorFamily) -> None:
-    outside = y.abs() > 1.001 * 2 * math.pi
-    if bool(outside.any()):
-        first = int(outside.reshape(len(y), -1).any(-1).nonzero()[0])
-        raise ValueError(
-            f"y holds {y[first].tolist()} at row {first}: components of family {family.name!r} are "
-            "for angles in radians, between -2 pi and 2 pi; np.deg2rad(y) turns degrees into them, "
-            "and 2 * np.pi * hour / 24 hours."
-        )
-
-
-def _require_spread(y: Tensor) -> None:
-    if len(y) < 2:
-        raise ValueError(f"y has {len(y)} row: at least 2 are needed to train on.")
-    flat = (y.amax(0) == y.amin(0)).reshape(-1)
-    if bool(flat.any()):
-        where = "y" if y.ndim == 1 else f"column {int(flat.nonzero()[0])} of y"
-        raise ValueError(
-            f"{where} is constant in the rows to train on: its density would be a point mass; "
-            "leave it out, or check that the right column was taken."
-        )
-
-
 def _initialise(model: MDN, z: Tensor, t: Tensor, generator: torch.Generator) -> None:
     redraw(model.head, generator)
     if isinstance(model.trunk, MLP):
@@ -286,11 +182,6 @@ def _require_one_density_a_row(model: MDN, z: Tensor) -> None:
             f"trunk gives densities of batch shape {tuple(shape)} for 2 rows of x: it must map "
             "x (N, ...) to features (N, H)."
         )
-
-
-def _standardised(model: MDN, rows: Rows) -> Rows:
-    dtype = next(model.parameters()).dtype
-    return Rows(model.x_scaling(rows.x, dtype), model.y_scaling(rows.y, dtype))
 
 
 def _evaluation(model: MDN, rows: Rows) -> Callable[[], float]:

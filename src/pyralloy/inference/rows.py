@@ -1,0 +1,126 @@
+"""Rows: what a fit is given, checked at the door, split, and standardised."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyralloy.checks import as_values, paired, positive
+from pyralloy.families import Family, VectorFamily
+from pyralloy.model import MDN
+from pyralloy.networks import MLP
+
+__all__ = ["Rows", "checked", "require_spread", "split", "standardised"]
+
+
+class Rows(NamedTuple):
+    """Inputs and targets of the same observations, in their own units."""
+
+    x: Tensor
+    y: Tensor
+
+
+def checked(model: MDN, x: Any, y: Any) -> Rows:
+    """Check inputs and targets against each other and the model, and put them on its device."""
+    device = next(model.parameters()).device
+    x, y = as_values("x", x, device=device), as_values("y", y, device=device)
+    x = x[:, None] if x.ndim == 1 else x
+    paired(x, y)
+    targets = model.head.targets
+    wanted = (len(x),) if targets is None else (len(x), targets)
+    if y.shape != wanted:
+        raise ValueError(
+            f"y has shape {tuple(y.shape)} and the head, with targets={targets}, needs {wanted}: "
+            "reshape y, or make the head with targets=None for (N,) and targets=D for (N, D)."
+        )
+    _require_support(y, model.head.family)
+    trunk = model.trunk
+    if isinstance(trunk, MLP) and x.shape[1:] != (trunk.in_features,):
+        raise ValueError(
+            f"x has {tuple(x.shape[1:])} features a row and the trunk takes {trunk.in_features}: "
+            "make it with in_features=x.shape[1]."
+        )
+    return Rows(x, y)
+
+
+def split(
+    rows: Rows,
+    validation: float | tuple[Any, Any] | None,
+    model: MDN,
+    generator: torch.Generator,
+) -> tuple[Rows, Rows | None]:
+    """Give the rows to train on and those held out."""
+    if validation is None:
+        return rows, None
+    if isinstance(validation, tuple | list):
+        if len(validation) != 2:
+            raise ValueError(f"validation has {len(validation)} parts: give the pair (x, y).")
+        held_out = checked(model, *validation)
+        if held_out.x.shape[1:] != rows.x.shape[1:]:
+            raise ValueError(
+                f"validation x has {tuple(held_out.x.shape[1:])} features a row and x "
+                f"{tuple(rows.x.shape[1:])}: give the same columns."
+            )
+        return rows, held_out
+    fraction, count = positive("validation", validation, 1.0), len(rows.x)
+    held = max(1, round(fraction * count))
+    if count - held < 2:
+        raise ValueError(
+            f"validation={validation!r} of {count} rows leaves {max(0, count - held)} to train on: "
+            "at least 2 are needed; give more rows, a smaller fraction, or validation=None."
+        )
+    order = torch.randperm(count, generator=generator).to(rows.x.device)
+    out, kept = order[:held], order[held:].sort().values
+    return Rows(rows.x[kept], rows.y[kept]), Rows(rows.x[out], rows.y[out])
+
+
+def _require_support(y: Tensor, family: Family | VectorFamily) -> None:
+    low, high, integer, circular = family.support
+    if circular:
+        _require_angles(y, family)
+        return
+    outside = (y < low) | (y > high)
+    if integer:
+        outside |= y != y.round()
+    else:
+        outside |= (y == low) | (y == high)
+    if bool(outside.any()):
+        kind = "integers" if integer else "numbers strictly"
+        first = int(outside.reshape(len(y), -1).any(-1).nonzero()[0])
+        raise ValueError(
+            f"y holds {y[first].tolist()} at row {first}: components of family {family.name!r} "
+            f"are for {kind} between {low:g} and {high:g}; choose another family or transform y."
+        )
+
+
+def _require_angles(y: Tensor, family: Family | VectorFamily) -> None:
+    outside = y.abs() > 1.001 * 2 * math.pi
+    if bool(outside.any()):
+        first = int(outside.reshape(len(y), -1).any(-1).nonzero()[0])
+        raise ValueError(
+            f"y holds {y[first].tolist()} at row {first}: components of family {family.name!r} are "
+            "for angles in radians, between -2 pi and 2 pi; np.deg2rad(y) turns degrees into them, "
+            "and 2 * np.pi * hour / 24 hours."
+        )
+
+
+def require_spread(y: Tensor) -> None:
+    """Check that there are two rows of ``y`` to train on, and no column that is constant."""
+    if len(y) < 2:
+        raise ValueError(f"y has {len(y)} row: at least 2 are needed to train on.")
+    flat = (y.amax(0) == y.amin(0)).reshape(-1)
+    if bool(flat.any()):
+        where = "y" if y.ndim == 1 else f"column {int(flat.nonzero()[0])} of y"
+        raise ValueError(
+            f"{where} is constant in the rows to train on: its density would be a point mass; "
+            "leave it out, or check that the right column was taken."
+        )
+
+
+def standardised(model: MDN, rows: Rows) -> Rows:
+    """Standardise rows as the model's scalings say, in the dtype of its weights."""
+    dtype = next(model.parameters()).dtype
+    return Rows(model.x_scaling(rows.x, dtype), model.y_scaling(rows.y, dtype))
