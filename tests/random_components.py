@@ -58,7 +58,7 @@ def random_raw(name, seed, batch):
 def random_component(name, seed, batch, dtype=F64):
     family = FAMILIES[name]
     raw, spread = random_raw(name, seed, batch)
-    component = family.from_raw(raw, spread)
+    component = family.from_raw(raw.unbind(-1), spread)
     if name in BOUNDED:  # given intervals: of eight decades of width, and anywhere
         width = torch.tensor(10 ** float(uniform((), seed, -4, 4)), dtype=F64)
         component = family.affine(component, width * (uniform((), seed + 1) - 0.5) * 10, width)

@@ -232,7 +232,7 @@ def test_no_raw_output_overflows_a_parameter_that_has_bounds(name, dtype, spread
     values = torch.tensor([-1e30, -50.0, 0.0, 50.0, 1e30], dtype=dtype)
     raw = torch.cartesian_prod(*[values] * family.outputs).reshape(-1, family.outputs)
     raw.requires_grad_()
-    component = family.from_raw(raw, spread)
+    component = family.from_raw(raw.unbind(-1), spread)
     for parameter in family.parameters:
         assert bool(getattr(component, parameter).isfinite().all())
         if parameter in ("scale", "concentration", "rate", "df", "concentration1", "total_count"):
@@ -257,7 +257,7 @@ def test_to_raw_places_components_by_mean_and_deviation(name):
     loc, scale = (v.to(F64) for v in PLACES.get(name, ANYWHERE))
     raw = family.to_raw(loc, scale, 2.0)
     assert raw.shape == (3, family.outputs)
-    component = family.from_raw(raw, 2.0)
+    component = family.from_raw(raw.unbind(-1), 2.0)
     assert_close(component.mean, loc, 1e-8 * (1 + loc.abs()))
     assert_close(component.stddev, scale, 1e-7 * scale)
 
@@ -265,7 +265,7 @@ def test_to_raw_places_components_by_mean_and_deviation(name):
 def test_to_raw_places_the_mode_and_width_of_a_truncated_normal():
     family = TruncatedNormalFamily(-3.0, 5.0)
     loc, scale = torch.tensor([-2.9, 0.0, 4.0]).to(F64), torch.tensor([0.1, 1.0, 9.0]).to(F64)
-    component = family.from_raw(family.to_raw(loc, scale, 2.0), 2.0)
+    component = family.from_raw(family.to_raw(loc, scale, 2.0).unbind(-1), 2.0)
     assert_close(component.loc, loc, 1e-10)
     assert_close(component.scale, scale, 1e-8 * scale)
 
@@ -275,7 +275,9 @@ def test_places_out_of_reach_move_to_the_nearest_end(name):
     family = FAMILIES[name]
     loc = torch.tensor([-1e9, 0.0, 0.3, 1e9], dtype=F64)
     for scale in (1e-12, 1e12):
-        component = family.from_raw(family.to_raw(loc, torch.full_like(loc, scale), 1.0), 1.0)
+        component = family.from_raw(
+            family.to_raw(loc, torch.full_like(loc, scale), 1.0).unbind(-1), 1.0
+        )
         assert all(bool(getattr(component, p).isfinite().all()) for p in family.parameters)
         inside = component.mean[2]
         slack = 0.2 if name == "truncated_normal" else 1e-9  # its mean is not its mode

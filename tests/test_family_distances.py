@@ -153,7 +153,7 @@ def test_gradients_are_those_of_finite_differences(name, law):
     scale = size(name, component)
     y = family.icdf(component, torch.tensor([0.1, 0.55, 0.9], dtype=F64))
     if name in BOUNDED:  # in units of order one, where the step of the check is small
-        component = FAMILIES[name].from_raw(random_raw(name, 11, (3,))[0], 1.0)
+        component = FAMILIES[name].from_raw(random_raw(name, 11, (3,))[0].unbind(-1), 1.0)
         y = family.icdf(component, torch.tensor([0.1, 0.55, 0.9], dtype=F64))
     elif name in POSITIVE:
         unit = 1 / component.mean
@@ -178,7 +178,7 @@ def test_gradients_of_a_dispersion_are_those_of_finite_differences(name):
     weights = torch.tensor([0.2, 0.5, 0.3], dtype=F64)
 
     def function(raw, weights):
-        return family.dispersion(weights / weights.sum(), family.from_raw(raw, 1.0))
+        return family.dispersion(weights / weights.sum(), family.from_raw(raw.unbind(-1), 1.0))
 
     leaves = (raw.requires_grad_(), weights.requires_grad_())
     assert torch.autograd.gradcheck(function, leaves, atol=1e-6, rtol=1e-5, fast_mode=True)
@@ -191,7 +191,7 @@ def test_no_gradient_is_nan_at_the_mean_far_away_or_without_weight(name, dtype):
     raw, spread = random_raw(name, 5, (3,))
     raw = raw.to(dtype).requires_grad_()
     logits = torch.tensor([0.0, -math.inf, 0.3], dtype=dtype, requires_grad=True)
-    component = family.from_raw(raw, spread)
+    component = family.from_raw(raw.unbind(-1), spread)
     made = Mixture(dist.Categorical(logits=logits), component)
     centre = component.mean.detach()
     far = centre + 1e4 * size(name, component).detach()
@@ -244,9 +244,9 @@ def test_a_given_interval_is_the_mapped_unit_interval(kind):
     raw = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).to(F64)
     if kind is TruncatedNormalFamily:
         raw_unit = torch.stack([raw[:, 0], raw[:, 1] - math.log(8.0)], -1)
-        mine, mapped = here.from_raw(raw, 8.0), unit.from_raw(raw_unit, 1.0)
+        mine, mapped = here.from_raw(raw.unbind(-1), 8.0), unit.from_raw(raw_unit.unbind(-1), 1.0)
     else:
-        mine, mapped = here.from_raw(raw, 8.0), unit.from_raw(raw, 1.0)
+        mine, mapped = here.from_raw(raw.unbind(-1), 8.0), unit.from_raw(raw.unbind(-1), 1.0)
     two, eight = torch.tensor(-2.0).to(F64), torch.tensor(8.0).to(F64)
     mapped = unit.affine(mapped, two, eight)
     y = torch.linspace(-1.9, 5.9, 5, dtype=F64)

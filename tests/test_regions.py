@@ -347,7 +347,7 @@ def test_a_density_with_poles_at_both_ends_has_a_region_of_two():
 def test_regions_of_every_continuous_family_hold_their_level_and_shrink_around_the_modes(name):
     family = FAMILIES[name]
     raw = 0.7 * torch.randn(6, 4, family.outputs, generator=torch.Generator().manual_seed(1))
-    components = family.from_raw(raw.to(F64), 1.0)
+    components = family.from_raw(raw.to(F64).unbind(-1), 1.0)
     table = Table(torch.full((6, 4), 0.25, dtype=F64), components)
     (small, large), (y, log_density) = (highest_density(table, v) for v in (0.3, 0.9)), modes(table)
     assert_close(held(table, small), 0.3, 1e-7)

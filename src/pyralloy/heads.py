@@ -89,18 +89,25 @@ class MixtureHead(nn.Module):
             outputs = self.family.outputs_for(*self._dims)
         else:
             self._dims, outputs = (), self.family.outputs
-        self.weight_logits = nn.Linear(in_features, components)
-        self.parameters_raw = nn.Linear(in_features, components * outputs)
+        # The logits of all components, then each raw output of all components.
+        self.outputs = nn.Linear(in_features, (1 + outputs) * components)
 
     def forward(self, features: Tensor) -> Mixture:
         """Map features (..., H) to a ``Mixture`` of batch shape (...), event shape () or (D,)."""
-        raw = self.parameters_raw(features)
+        logits, *raw = self._outputs(features)
         if self.constant_scale:  # locations and log-scales take turns
-            moving = torch.arange(raw.shape[-1], device=raw.device) % 2 == 0
-            raw = torch.where(moving, raw, self.parameters_raw.bias)
-        raw = raw.unflatten(-1, (self.components, -1))  # (..., K, P)
+            raw[1::2] = self.outputs.bias.split(self.components)[2::2]  # (K,) each
         component = self.family.from_raw(raw, self.spread, *self._dims)
-        return Mixture(dist.Categorical(logits=self.weight_logits(features)), component)
+        return Mixture(dist.Categorical(logits=logits), component)
+
+    def _outputs(self, features: Tensor) -> list[Tensor]:
+        """Map features (..., H) to the logits and P raw outputs, (..., K) each."""
+        layer = self.outputs
+        if features.ndim != 2:
+            return list(layer(features).split(self.components, -1))
+        # Rows lie side by side in memory: sums over components run along whole vectors of rows.
+        columns = torch.addmm(layer.bias[:, None], layer.weight, features.T)  # ((1 + P) K, N)
+        return [part.T for part in columns.split(self.components)]
 
     @torch.no_grad()
     def place(self, loc: Tensor, scale: Tensor) -> None:
@@ -126,10 +133,9 @@ class MixtureHead(nn.Module):
                 f"scales lie between {low:g} and {high:g}, which its spread sets."
             )
         raw = self.family.to_raw(loc, scale, self.spread)
-        for layer in (self.weight_logits, self.parameters_raw):
-            layer.weight.mul_(0.1)
-        self.weight_logits.bias.zero_()
-        self.parameters_raw.bias.copy_(raw.flatten())
+        self.outputs.weight.mul_(0.1)
+        self.outputs.bias[: self.components].zero_()
+        self.outputs.bias[self.components :].copy_(raw.transpose(0, 1).flatten())  # (P, K)
 
     def extra_repr(self) -> str:
         """Describe the head in ``print(model)``."""

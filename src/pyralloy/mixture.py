@@ -60,7 +60,12 @@ class Mixture(MixtureMeasures):
             ValueError: A shape that does not fit; a column (N, 1) beside N rows, which would score
                 every value at every row.
         """
-        return super().log_prob(value if self.event_shape else self._values("y", value))
+        value = value if self.event_shape else self._values("y", value)
+        if self._validate_args:
+            self._validate_sample(value)
+        parts = kind_of(self.components).log_prob(self.components, self._pad(value))  # (..., K)
+        # A Categorical keeps its logits normalised.
+        return torch.logsumexp(self.mixture_distribution.logits + parts, -1)
 
     @property
     def mean(self) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["invert_monotone", "soft_between", "soft_between_inverse"]
+__all__ = ["invert_monotone", "soft_between", "soft_between_inverse", "soft_exp"]
 
 #: Rows already solved are dropped when fewer than this fraction is left.
 KEEP = 0.7
@@ -35,6 +36,28 @@ def soft_between(raw: Tensor, low: float | Tensor, high: float | Tensor) -> Tens
         [-7.0, -0.0, 5.0]
     """
     return low + F.softplus(high - F.softplus(high - raw) - low)
+
+
+def soft_exp(raw: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
+    r"""Evaluate ``soft_between(raw, low, high).exp()`` by one logistic function.
+
+    .. math:: e^{\ell + \mathrm{softplus}(h - \mathrm{softplus}(h - a) - \ell)}
+              = e^\ell + e^h \, \sigma(a - h)
+
+    Args:
+        raw: Any shape, unbounded.
+        low: Log of the lower end, broadcastable to ``raw``.
+        high: Log of the upper end, broadcastable to ``raw``, above ``low``.
+
+    Returns:
+        A tensor of ``raw``'s shape, within ``[exp(low), exp(low) + exp(high)]``.
+
+    Example:
+        >>> soft_exp(torch.tensor([-1e6, 0.0, 1e6]), -7.0, 5.0).log().round(decimals=1).tolist()
+        [-7.0, -0.0, 5.0]
+    """
+    floor, ceiling = (v.exp() if isinstance(v, Tensor) else math.exp(v) for v in (low, high))
+    return floor + ceiling * torch.sigmoid(raw - high)
 
 
 def soft_between_inverse(value: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from pyralloy.families.contract import (
     within,
 )
 from pyralloy.families.normal_interval import mass_between, moments_between, phi, standard
-from pyralloy.numerics import soft_between, soft_between_inverse
+from pyralloy.numerics import soft_between, soft_between_inverse, soft_exp
 from pyralloy.special import betainc, log_beta_kernel
 
 __all__ = ["BetaFamily", "IntervalBeta", "TruncatedNormal", "TruncatedNormalFamily"]
@@ -127,9 +128,9 @@ class BetaFamily(Family):
         """Two: the interval is given."""
         return 2
 
-    def from_raw(self, raw: Tensor, spread: float) -> Any:
+    def from_raw(self, raw: Sequence[Tensor], spread: float) -> Any:
         """Map ``raw`` (..., 2), logs of both concentrations, to ``IntervalBeta``."""
-        a, b = soft_between(raw, *_LOG_CONCENTRATIONS).exp().unbind(-1)
+        a, b = (soft_exp(r, *_LOG_CONCENTRATIONS) for r in raw)
         return IntervalBeta(a, b, self.support.low, self.support.high)
 
     def to_raw(self, loc: Tensor, scale: Tensor, spread: float) -> Tensor:
@@ -332,12 +333,12 @@ class TruncatedNormalFamily(Family):
         """Two: the interval is given."""
         return 2
 
-    def from_raw(self, raw: Tensor, spread: float) -> Any:
+    def from_raw(self, raw: Sequence[Tensor], spread: float) -> Any:
         """Map ``raw`` (..., 2), log-odds of the mode and a log-scale, to ``TruncatedNormal``."""
         low, high = self.support.low, self.support.high
-        odds, log_scale = raw.unbind(-1)
+        odds, log_scale = raw
         loc = low + (high - low) * soft_between(odds, -_MOST_ODDS, _MOST_ODDS).sigmoid()
-        scale = soft_between(log_scale, *self._log_scales(spread)).exp()
+        scale = soft_exp(log_scale, *self._log_scales(spread))
         return TruncatedNormal(loc, scale, low, high)
 
     def to_raw(self, loc: Tensor, scale: Tensor, spread: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -104,9 +105,9 @@ class VonMisesFamily(Family):
         """Three: a vector, for its direction, and the log of a width."""
         return 3
 
-    def from_raw(self, raw: Tensor, spread: float) -> Any:
+    def from_raw(self, raw: Sequence[Tensor], spread: float) -> Any:
         """Map ``raw`` (..., 3), a vector and the log of a width, to ``VonMises``."""
-        cosine, sine, log_width = raw.unbind(-1)
+        cosine, sine, log_width = raw
         concentration = (-2 * soft_between(log_width, *_LOG_WIDTHS)).exp()
         return VonMises(resultant_angle(sine, cosine), concentration)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyralloy.checks import broadcast_shapes
 from pyralloy.families.quadrature import dispersion_integral, distance_integral
-from pyralloy.numerics import invert_monotone, soft_between, soft_between_inverse
+from pyralloy.numerics import invert_monotone, soft_between_inverse, soft_exp
 
 __all__ = [
     "SCALE_CEILING",
@@ -96,8 +96,8 @@ class Family(ABC):
         return self.distribution(*values, validate_args=False)
 
     @abstractmethod
-    def from_raw(self, raw: Tensor, spread: float) -> Any:
-        """Map raw outputs ``(..., P)`` to components ``(...)``; ``spread`` is y's, in its units."""
+    def from_raw(self, raw: Sequence[Tensor], spread: float) -> Any:
+        """Map P raw outputs ``(...)`` to components ``(...)``; ``spread`` is y's, in its units."""
 
     @abstractmethod
     def to_raw(self, loc: Tensor, scale: Tensor, spread: float) -> Tensor:
@@ -105,6 +105,10 @@ class Family(ABC):
 
         What the family cannot reach moves to the nearest end of its bounds, the mean last.
         """
+
+    def log_prob(self, component: Any, y: Tensor) -> Tensor:
+        """Evaluate the component's log density, in nats."""
+        return component.log_prob(y)
 
     def cdf(self, component: Any, y: Tensor) -> Tensor:
         """Evaluate the component's cumulative distribution function."""
@@ -213,14 +217,14 @@ def scale_bounds(spread: float) -> tuple[float, float]:
     return math.log(SCALE_FLOOR * spread), math.log(SCALE_CEILING * spread)
 
 
-def positive_from_raw(raw: Tensor, spread: float) -> tuple[Tensor, Tensor]:
-    """Map raw outputs ``(..., 2)`` to a mean and its ratio to the standard deviation, ``(...)``.
+def positive_from_raw(raw: Sequence[Tensor], spread: float) -> tuple[Tensor, Tensor]:
+    """Map two raw outputs ``(...)`` to a mean and its ratio to the standard deviation, ``(...)``.
 
     Their logs are softly bounded, so no output overflows.
     """
-    log_mean, log_ratio = raw.unbind(-1)
-    mean = soft_between(log_mean, *(math.log(v * spread) for v in MEAN_BOUNDS)).exp()
-    return mean, soft_between(log_ratio, *(math.log(v) for v in RATIO_BOUNDS)).exp()
+    log_mean, log_ratio = raw
+    mean = soft_exp(log_mean, *(math.log(v * spread) for v in MEAN_BOUNDS))
+    return mean, soft_exp(log_ratio, *(math.log(v) for v in RATIO_BOUNDS))
 
 
 def positive_to_raw(loc: Tensor, scale: Tensor, spread: float) -> Tensor:

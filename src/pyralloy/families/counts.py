@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from pyralloy.families.contract import (
     invert_cdf,
     within,
 )
-from pyralloy.numerics import soft_between, soft_between_inverse
+from pyralloy.numerics import soft_between, soft_between_inverse, soft_exp
 from pyralloy.special import betainc, gammainc, gammaincc
 
 __all__ = ["NegativeBinomialFamily", "PoissonFamily", "dispersion_sum"]
@@ -36,9 +36,9 @@ class PoissonFamily(Family):
     parameters = ("rate",)
     support = Support(0.0, integer=True)
 
-    def from_raw(self, raw: Tensor, spread: float) -> Any:
+    def from_raw(self, raw: Sequence[Tensor], spread: float) -> Any:
         """Map ``raw`` (..., 1), the log of a mean, to ``Poisson``."""
-        return dist.Poisson(soft_between(raw[..., 0], *_log_means(spread)).exp())
+        return dist.Poisson(soft_exp(raw[0], *_log_means(spread)))
 
     def to_raw(self, loc: Tensor, scale: Tensor, spread: float) -> Tensor:
         """Give components of mean ``loc``; their width follows from it."""
@@ -81,13 +81,13 @@ class NegativeBinomialFamily(Family):
     parameters = ("total_count", "probs")
     support = Support(0.0, integer=True)
 
-    def from_raw(self, raw: Tensor, spread: float) -> Any:
+    def from_raw(self, raw: Sequence[Tensor], spread: float) -> Any:
         """Map ``raw`` (..., 2), logs of a mean and of a number of failures r."""
-        log_mean, log_count = raw.unbind(-1)
+        log_mean, log_count = raw
         log_mean = soft_between(log_mean, *_log_means(spread))
         log_count = soft_between(log_count, *_LOG_COUNTS)
         # In float32 a mean far above r would round the probability to 1.
-        most = 1 - 4 * torch.finfo(raw.dtype).eps
+        most = 1 - 4 * torch.finfo(log_mean.dtype).eps
         probs = (log_mean - log_count).sigmoid().clamp_max(most)
         return dist.NegativeBinomial(log_count.exp(), probs)
 

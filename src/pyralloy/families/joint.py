@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +20,7 @@ from pyralloy.families.contract import Family
 from pyralloy.families.location_scale import LOG_DF, START_DF, NormalFamily, StudentTFamily
 from pyralloy.families.scale_matrices import Full, LowRank, ScaleMatrix, low_rank_solve
 from pyralloy.families.vector import Conditioned, VectorFamily
-from pyralloy.numerics import soft_between, soft_between_inverse
+from pyralloy.numerics import soft_between_inverse, soft_exp
 
 __all__ = ["JOINT", "JointFamily", "LowRankMultivariateStudentT"]
 
@@ -140,7 +141,7 @@ class Law(ABC):
     distributions: ClassVar[dict[str, type[Any]]]
 
     @abstractmethod
-    def from_raw(self, raw: Tensor) -> list[Tensor]:
+    def from_raw(self, raw: Sequence[Tensor]) -> list[Tensor]:
         """Map raw outputs (..., number of shape parameters) to shape parameters (...)."""
 
     @abstractmethod
@@ -177,7 +178,7 @@ class NormalLaw(Law):
         "low_rank": dist.LowRankMultivariateNormal,
     }
 
-    def from_raw(self, raw: Tensor) -> list[Tensor]:
+    def from_raw(self, raw: Sequence[Tensor]) -> list[Tensor]:
         """Give none."""
         return []
 
@@ -220,9 +221,9 @@ class StudentTLaw(Law):
         "low_rank": LowRankMultivariateStudentT,
     }
 
-    def from_raw(self, raw: Tensor) -> list[Tensor]:
+    def from_raw(self, raw: Sequence[Tensor]) -> list[Tensor]:
         """Map to degrees of freedom, bounded as those of the scalar family."""
-        return [soft_between(raw[..., 0], *LOG_DF).exp()]
+        return [soft_exp(raw[0], *LOG_DF)]
 
     def to_raw(self, like: Tensor) -> tuple[Tensor, float]:
         """Start from 8 degrees of freedom, as the scalar family."""
@@ -272,12 +273,12 @@ class JointFamily(VectorFamily):
         """Count shape parameters, centres and what the scale matrix takes."""
         return len(self.law.parameters) + dims + self.form.outputs(dims)
 
-    def from_raw(self, raw: Tensor, spread: float, dims: int) -> Any:
+    def from_raw(self, raw: Sequence[Tensor], spread: float, dims: int) -> Any:
         """Map shapes, centres and the scale matrix, in this order."""
         count = len(self.law.parameters)
-        shapes, loc, rest = raw.tensor_split([count, count + dims], -1)
-        parts = self.form.from_raw(rest, spread, dims)
-        return self.build([*self.law.from_raw(shapes), loc, *parts])
+        loc = torch.stack(list(raw[count : count + dims]), -1)  # (..., D)
+        parts = self.form.from_raw(raw[count + dims :], spread, dims)
+        return self.build([*self.law.from_raw(raw[:count]), loc, *parts])
 
     def to_raw(self, loc: Tensor, scale: Tensor, spread: float) -> Tensor:
         """Place components whose dimensions are, nearly, uncorrelated."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class LogNormalFamily(Family):
     parameters = ("loc", "scale")
     support = Support(0.0)
 
-    def from_raw(self, raw: Tensor, spread: float) -> Any:
+    def from_raw(self, raw: Sequence[Tensor], spread: float) -> Any:
         """Map ``raw`` (..., 2), logs of a mean and of a relative width, to ``LogNormal``."""
         mean, ratio = positive_from_raw(raw, spread)
         variance = torch.log1p(ratio.square())
@@ -83,7 +84,7 @@ class GammaFamily(Family):
     parameters = ("concentration", "rate")
     support = Support(0.0)
 
-    def from_raw(self, raw: Tensor, spread: float) -> Any:
+    def from_raw(self, raw: Sequence[Tensor], spread: float) -> Any:
         """Map ``raw`` (..., 2), logs of a mean and of a relative width, to ``Gamma``."""
         mean, ratio = positive_from_raw(raw, spread)
         concentration = ratio.square().reciprocal()
@@ -154,7 +155,7 @@ class WeibullFamily(Family):
     parameters = ("scale", "concentration")
     support = Support(0.0)
 
-    def from_raw(self, raw: Tensor, spread: float) -> Any:
+    def from_raw(self, raw: Sequence[Tensor], spread: float) -> Any:
         """Map ``raw`` (..., 2), logs of a mean and of 1 / concentration, to ``Weibull``."""
         mean, ratio = positive_from_raw(raw, spread)
         return Weibull(mean * (-torch.lgamma(1 + ratio)).exp(), ratio.reciprocal())

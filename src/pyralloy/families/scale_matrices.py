@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyralloy.families.contract import scale_bounds, within
-from pyralloy.numerics import soft_between, soft_between_inverse
+from pyralloy.numerics import soft_between, soft_between_inverse, soft_exp
 
 __all__ = ["Full", "Known", "LowRank", "ScaleMatrix", "low_rank_solve"]
 
@@ -49,7 +50,7 @@ class ScaleMatrix(ABC):
         """Count the raw outputs that make one matrix."""
 
     @abstractmethod
-    def from_raw(self, raw: Tensor, spread: float, dims: int) -> list[Tensor]:
+    def from_raw(self, raw: Sequence[Tensor], spread: float, dims: int) -> list[Tensor]:
         """Map raw outputs (..., P) to parts; no raw output makes a matrix singular or infinite."""
 
     @abstractmethod
@@ -101,14 +102,14 @@ class Full(ScaleMatrix):
         """Count a scale a dimension and a slope a pair."""
         return dims * (dims + 1) // 2
 
-    def from_raw(self, raw: Tensor, spread: float, dims: int) -> list[Tensor]:
+    def from_raw(self, raw: Sequence[Tensor], spread: float, dims: int) -> list[Tensor]:
         """Map log-scales, then slopes row by row, to L."""
-        log_scale, slopes = raw[..., :dims], raw[..., dims:]
-        unit = torch.eye(dims, dtype=raw.dtype, device=raw.device)
-        unit = unit.expand(*raw.shape[:-1], -1, -1).clone()
-        i, j = torch.tril_indices(dims, dims, -1, device=raw.device)
-        unit[..., i, j] = soft_between(slopes, -MOST_SLOPE, MOST_SLOPE)
-        return [soft_between(log_scale, *scale_bounds(spread)).exp()[..., None] * unit]
+        log_scale = torch.stack(list(raw[:dims]), -1)  # (..., D)
+        unit = torch.eye(dims, dtype=log_scale.dtype, device=log_scale.device)
+        unit = unit.expand(*log_scale.shape, -1).clone()  # (..., D, D)
+        for slope, i, j in zip(raw[dims:], *torch.tril_indices(dims, dims, -1), strict=True):
+            unit[..., i, j] = soft_between(slope, -MOST_SLOPE, MOST_SLOPE)
+        return [soft_exp(log_scale, *scale_bounds(spread))[..., None] * unit]
 
     def to_raw(self, scale: Tensor, spread: float) -> Tensor:
         """Invert :meth:`from_raw` for a diagonal matrix."""
@@ -165,10 +166,10 @@ class LowRank(ScaleMatrix):
         """Count a scale and R loadings a dimension."""
         return dims * (1 + self.rank)
 
-    def from_raw(self, raw: Tensor, spread: float, dims: int) -> list[Tensor]:
+    def from_raw(self, raw: Sequence[Tensor], spread: float, dims: int) -> list[Tensor]:
         """Map log-scales, then loadings in units of them, to W and d."""
-        scale = soft_between(raw[..., :dims], *scale_bounds(spread)).exp()
-        loading = soft_between(raw[..., dims:], -MOST_FACTOR, MOST_FACTOR)
+        scale = soft_exp(torch.stack(list(raw[:dims]), -1), *scale_bounds(spread))
+        loading = soft_between(torch.stack(list(raw[dims:]), -1), -MOST_FACTOR, MOST_FACTOR)
         return [scale[..., None] * loading.unflatten(-1, (dims, -1)), scale.square()]
 
     def to_raw(self, scale: Tensor, spread: float) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -255,7 +256,7 @@ class TruncatedFamily(Family):
         base = self.inner.distribution(*values[:-2], validate_args=False)
         return Truncated(self, base, *values[-2:], validate_args=validate_args)
 
-    def from_raw(self, raw: Tensor, spread: float) -> Any:
+    def from_raw(self, raw: Sequence[Tensor], spread: float) -> Any:
         """Map ``raw`` (..., P) to components of the inner family, and truncate them."""
         low, high, *_ = self.support
         return Truncated(self, self.inner.from_raw(raw, spread), low, high)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -45,8 +46,8 @@ class VectorFamily(ABC):
         """Count the raw outputs that make one component of ``dims`` dimensions."""
 
     @abstractmethod
-    def from_raw(self, raw: Tensor, spread: float, dims: int) -> Any:
-        """Map raw outputs ``(..., P)`` to components ``(...)`` of ``dims`` dimensions."""
+    def from_raw(self, raw: Sequence[Tensor], spread: float, dims: int) -> Any:
+        """Map P raw outputs ``(...)`` to components ``(...)`` of ``dims`` dimensions."""
 
     @abstractmethod
     def to_raw(self, loc: Tensor, scale: Tensor, spread: float) -> Tensor:
@@ -59,6 +60,10 @@ class VectorFamily(ABC):
     @abstractmethod
     def build(self, values: list[Tensor]) -> Any:
         """Make components from parameters."""
+
+    def log_prob(self, component: Any, y: Tensor) -> Tensor:
+        """Evaluate the log density of vectors (..., D), in nats."""
+        return component.log_prob(y)
 
     @abstractmethod
     def draw(self, component: Any, generator: torch.Generator | None) -> Tensor:
@@ -112,9 +117,11 @@ class Product(VectorFamily):
         """Count the raw outputs: those of the scalar family for each dimension."""
         return dims * self.family.outputs
 
-    def from_raw(self, raw: Tensor, spread: float, dims: int) -> Any:
+    def from_raw(self, raw: Sequence[Tensor], spread: float, dims: int) -> Any:
         """Map raw outputs, those of one dimension side by side."""
-        return self.family.from_raw(raw.unflatten(-1, (dims, -1)), spread).to_event(1)
+        count = self.family.outputs
+        each = [torch.stack(list(raw[i::count]), -1) for i in range(count)]  # (..., D)
+        return self.family.from_raw(each, spread).to_event(1)
 
     def to_raw(self, loc: Tensor, scale: Tensor, spread: float) -> Tensor:
         """Invert :meth:`from_raw`."""
@@ -127,6 +134,10 @@ class Product(VectorFamily):
     def build(self, values: list[Tensor]) -> Any:
         """Make components from parameters of shape batch + (D,)."""
         return self.family.build(values).to_event(self.rank)
+
+    def log_prob(self, component: Any, y: Tensor) -> Tensor:
+        """Add up the log densities of the dimensions."""
+        return self.family.log_prob(self._base(component), y).sum(tuple(range(-self.rank, 0)))
 
     def draw(self, component: Any, generator: torch.Generator | None) -> Tensor:
         """Draw each dimension."""
