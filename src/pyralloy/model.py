@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pyro
 import torch
+from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
@@ -97,6 +100,7 @@ class MDN(PyroModule):
         self,
         x: Tensor,
         y: Tensor | None = None,
+        weights: Tensor | None = None,
         *,
         size: int | None = None,
         standard: bool = False,
@@ -106,6 +110,7 @@ class MDN(PyroModule):
         Args:
             x: Inputs, shape (N, F).
             y: Observed targets, shape (N,) or (N, D); None samples them.
+            weights: How often each row counts, shape (N,), above 0; None means once.
             size: Rows in the whole data set, where ``x`` is a minibatch of it; the log likelihood
                 is scaled by size / N.
             standard: Whether ``x`` and ``y`` are standardised already: what the density then is of.
@@ -123,5 +128,6 @@ class MDN(PyroModule):
                 "row; y.squeeze(-1) turns a column into that."
             )
         subsample = None if size is None else torch.arange(rows, device=x.device)
-        with pyro.plate("data", size or rows, subsample=subsample, dim=-1):
+        counting = nullcontext() if weights is None else poutine.scale(scale=weights)
+        with pyro.plate("data", size or rows, subsample=subsample, dim=-1), counting:
             return pyro.sample("y", density, obs=y)

@@ -23,8 +23,9 @@ class Fit:
         model: The model, holding the weights that were best on the held-out rows.
         history: A table (numpy record array) with a row an evaluation: ``step``; ``train`` and
             ``validation``, mean negative log densities in nats, in y's units; ``seconds`` since the
-            start. ``train`` is the mean over the minibatches since the row before; ``validation``
-            is NaN where nothing was held out.
+            start; ``clipped``, the steps whose gradient was longer than ``clip``. ``train`` is the
+            mean over the minibatches since the row before, and ``clipped`` their count;
+            ``validation`` is NaN where nothing was held out.
         marginal: Mean negative log density, on the same held-out rows (on the training rows where
             nothing was held out), of a density of y that ignores x: what the model must beat.
         best_step: The step whose weights the model holds.
@@ -38,7 +39,7 @@ class Fit:
         >>> fit.density(problem.x[:3]).quantile([0.1, 0.9]).shape
         torch.Size([2, 3])
         >>> fit.history.dtype.names
-        ('step', 'train', 'validation', 'seconds')
+        ('step', 'train', 'validation', 'seconds', 'clipped')
     """
 
     model: MDN
