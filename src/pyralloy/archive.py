@@ -33,6 +33,11 @@ class Archive(NamedTuple):
     tensors: dict[str, Tensor]
     notes: dict[str, Any]
 
+    def under(self, name: str) -> dict[str, Tensor]:
+        """Give the tensors whose names begin with ``name`` and a dot, by what follows it."""
+        lead = name + "."
+        return {k.removeprefix(lead): v for k, v in self.tensors.items() if k.startswith(lead)}
+
 
 def write(
     path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import pyro
 import torch
@@ -15,7 +17,34 @@ from pyralloy.heads import MixtureHead
 from pyralloy.mixture import Mixture
 from pyralloy.scaling import Standardizer
 
-__all__ = ["MDN"]
+__all__ = ["MDN", "local_parameters"]
+
+
+class _Users:
+    """Who has Pyro keep parameters in their modules at the moment, in any thread."""
+
+    lock, count, before = threading.Lock(), 0, False
+
+
+@contextmanager
+def local_parameters() -> Iterator[None]:
+    """Let Pyro keep parameters in their modules instead of its global store.
+
+    The setting is one for all threads: it comes back when the last that asked for it has left,
+    where Pyro's own context would switch it off under those who came in between.
+    """
+    with _Users.lock:
+        if not _Users.count:
+            _Users.before = pyro.settings.get("module_local_params")
+            pyro.settings.set(module_local_params=True)
+        _Users.count += 1
+    try:
+        yield
+    finally:
+        with _Users.lock:
+            _Users.count -= 1
+            if not _Users.count:
+                pyro.settings.set(module_local_params=_Users.before)
 
 
 class MDN(PyroModule):
@@ -57,7 +86,7 @@ class MDN(PyroModule):
 
     def __init__(self, trunk: nn.Module, head: MixtureHead) -> None:
         # Made under this setting, the module can keep its parameters to itself when it is trained.
-        with pyro.settings.context(module_local_params=True):
+        with local_parameters():
             super().__init__()
         if not isinstance(trunk, nn.Module):
             raise TypeError(f"trunk={trunk!r}: give a torch.nn.Module from x to features.")

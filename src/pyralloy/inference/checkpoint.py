@@ -148,15 +148,14 @@ def restore(
         Unreadable: The file is damaged, or no checkpoint (a ``ValueError``).
         ValueError: The checkpoint is of another model, other data or another plan.
     """
-    tensors, notes = archive.read(path, KIND)
+    found = archive.read(path, KIND)
     try:
-        place, then = Place(**notes["place"]), dict(notes["identity"])
+        place, then = Place(**found.notes["place"]), dict(found.notes["identity"])
     except (KeyError, TypeError, ValueError) as error:
         raise archive.Unreadable(f"{str(path)!r} lacks what a checkpoint holds.") from error
     _require_same(str(path), then, json.loads(json.dumps(identity)))
     for name, rider in riders.items():
-        lead = name + "."
-        rider.load({k.removeprefix(lead): v for k, v in tensors.items() if k.startswith(lead)})
+        rider.load(found.under(name))
     return place
 
 

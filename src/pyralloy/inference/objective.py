@@ -12,6 +12,7 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
+from pyralloy.model import local_parameters
 from pyralloy.networks import evaluating
 
 __all__ = ["FlatParameters", "Objective", "empty_guide"]
@@ -33,7 +34,7 @@ def pyro_runtime() -> Iterator[None]:
     """
     with (
         LOCK,
-        pyro.settings.context(module_local_params=True),
+        local_parameters(),
         pyro.validation_enabled(False),
     ):
         yield
