@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,7 +74,8 @@ def write(
     said = json.dumps(notes)
     metadata = {"kind": kind, "version": str(VERSION), "notes": said}
     metadata["sha256"] = digest(own, kind, str(VERSION), said)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A name of its own, so that two writers to one place never share a file.
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         save_file(own, aside, metadata)
         _flush(aside)

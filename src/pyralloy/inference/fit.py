@@ -87,10 +87,12 @@ class Fit:
         """
         blueprint = describe(self.model)
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        for name in self.history.dtype.names or ():
+        names = list(self.history.dtype.names or ())
+        for name in names:
             tensors[f"history.{name}"] = torch.from_numpy(np.array(self.history[name]))
         notes = {
             "model": blueprint,
+            "history": names,
             "marginal": self.marginal,
             "best_step": self.best_step,
             "interrupted": self.interrupted,
@@ -152,13 +154,11 @@ def load(path: str | os.PathLike[str], *, model: MDN | None = None) -> Fit:
     found = archive.read(path, KIND)
     notes, columns = found.notes, found.under("history")
     try:
-        kinds = [(name, values.numpy().dtype) for name, values in columns.items()]
-        history = np.empty(len(next(iter(columns.values()))), dtype=kinds)
-        for name, values in columns.items():
-            history[name] = values.numpy()
+        values = [columns[name].numpy() for name in notes["history"]]
+        history = np.rec.fromarrays(values, names=notes["history"])
         blueprint, marginal = notes["model"], float(notes["marginal"])
         step, interrupted = int(notes["best_step"]), bool(notes["interrupted"])
-    except (KeyError, StopIteration, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise archive.Unreadable(f"{str(path)!r} lacks what a fit holds ({error}).") from error
     if model is not None:
         fill(model, found.under("model"))
@@ -170,4 +170,4 @@ def load(path: str | os.PathLike[str], *, model: MDN | None = None) -> Fit:
         )
     else:
         model = rebuild(blueprint, found.under("model"))
-    return Fit(model, history.view(np.recarray), marginal, step, interrupted)
+    return Fit(model, history, marginal, step, interrupted)
