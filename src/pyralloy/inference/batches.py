@@ -82,11 +82,13 @@ class Batches:
 class Stream:
     """The batches of something that can be iterated again and again, in the order it gives them.
 
+    A loader may take its order from torch's default generator, whose state at the beginning of an
+    epoch is kept, so that a resumed fit sees the rest of the epoch in the same order.
+
     Args:
         batches: Each iteration gives the batches of one epoch.
         prepare: Turns one of them into what a step takes.
-        count: How many batches one iteration gives, which is what lets a resumed fit find its
-            place.
+        count: How many batches one iteration gives.
 
     Example:
         >>> stream = Stream([[1.0], [2.0], [3.0]], lambda b: (torch.tensor(b),), 3)
@@ -99,17 +101,35 @@ class Stream:
     ) -> None:
         self._batches, self._prepare, self._count = batches, prepare, count
         self._place, self._iterator = -1, iter(())  # of the batch that comes next
+        self._origin = torch.get_rng_state()  # when the epoch began
 
     def at(self, step: int) -> tuple[Tensor, ...]:
         """Give the batch of a step; steps in order cost no search."""
         epoch, within = divmod(step, self._count)
-        if self._place != step or within == 0:
+        if within == 0:
+            self._origin = torch.get_rng_state()
             self._iterator: Iterator[Any] = iter(self._batches)
-            for skipped in range(within):
-                self._next(epoch, skipped)
+        elif self._place != step:
+            self._search(epoch, within)
         batch = self._next(epoch, within)
         self._place = step + 1
         return self._prepare(batch)
+
+    def state(self) -> dict[str, Tensor]:
+        """Give the state of torch's generator when the epoch began."""
+        return {"origin": self._origin}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from a :meth:`state`, within the same epoch."""
+        self._origin, self._place = state["origin"], -1
+
+    def _search(self, epoch: int, within: int) -> None:
+        now = torch.get_rng_state()
+        torch.set_rng_state(self._origin)
+        self._iterator = iter(self._batches)
+        for skipped in range(within):
+            self._next(epoch, skipped)
+        torch.set_rng_state(now)
 
     def _next(self, epoch: int, within: int) -> Any:
         try:

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyralloy.archive import digest
 from pyralloy.checks import integer
 from pyralloy.inference.batches import Stream
+from pyralloy.inference.objective import LOCK
 from pyralloy.inference.rows import (
     Rows,
     checked,
@@ -116,7 +117,10 @@ def gather(
     pair = isinstance(validation, tuple | list)
     reading = None
     if y is None:
-        rows, reading = _read_through(model, x, size, generator)
+        # A loader that shuffles draws from torch's default generator, which is put back.
+        with LOCK, torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            rows, reading = _read_through(model, x, size, generator)
         if weights is not None:
             raise ValueError("weights goes with y: give batches of (x, y, weights) instead.")
         if validation is not None and not pair:

@@ -152,6 +152,8 @@ def fit(
         progress=progress,
         callback=callback,
     )
+    if batch_size is not None and y is None:
+        raise ValueError(f"batch_size={batch_size} goes with y: batches have a size of their own.")
     if patience is not None and validation is None:
         raise ValueError(f"patience={patience} needs held-out rows: set validation too.")
     if next(model.parameters()).dtype not in (torch.float32, torch.float64):
@@ -192,7 +194,7 @@ class _Ready(NamedTuple):
 
 def _prepare(model: MDN, data: Data, plan: Plan, files: Files, *, initialise: bool) -> _Ready:
     """Standardise, start the weights, and give what the loop needs."""
-    identity, reading = data.identity() if files.used else {}, data.reading
+    identity = data.identity() if files.used else {}
     rows, held_out = data.rows, data.held_out
     support = model.head.family.support
     model.x_scaling.fit(rows.x)
@@ -209,12 +211,14 @@ def _prepare(model: MDN, data: Data, plan: Plan, files: Files, *, initialise: bo
     if initialise:
         _initialise(model, rows.x, rows.y, data.generator)
     _require_one_density_a_row(model, rows.x)
-    batches = (
-        Batches(rows.tensors(), plan.batch_size, plan.seed)
-        if reading is None
-        else reading.batches(model)
-    )
-    saving = files.saving({**identity, **plan.identity(), **layout(model)})
+    if files.used:
+        identity |= plan.identity() | layout(model)
+    saving = files.saving(identity)
+    if data.reading is None:
+        batches = Batches(rows.tensors(), plan.batch_size, plan.seed)
+    else:
+        batches = data.reading.batches(model)
+        saving = replace(saving, riders={"batches": batches})
     return _Ready(batches, held_out, plan, data.size, saving)
 
 
