@@ -26,7 +26,7 @@ __all__ = [
     "Place",
     "Rider",
     "Saving",
-    "checked_path",
+    "checked_files",
     "layout",
     "restore",
 ]
@@ -67,7 +67,9 @@ class Checkpoint:
     path: Path
     every: int | timedelta
     identity: Mapping[str, Any]
-    _written: float = field(default_factory=time.monotonic, init=False)
+
+    def __post_init__(self) -> None:
+        self._written = time.monotonic()
 
     def due(self, step: int) -> bool:
         """Whether the state after a step is to be written."""
@@ -159,26 +161,32 @@ def restore(
     return place
 
 
-def checked_path(name: str, path: Any, every: Any) -> tuple[Path, int | timedelta]:
-    """Check where and how often to write.
+def checked_files(checkpoint: Any, every: Any, resume: Any) -> Files:
+    """Check where and how often to write, and where to read.
 
     Raises:
         TypeError: Neither a path, nor steps or a ``timedelta``.
         ValueError: Not above 0.
-        FileNotFoundError: The folder does not exist.
+        FileNotFoundError: No folder to write to, or no file to read.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"{name}={path!r}: give the path of a file, as 'fit.safetensors'.")
-    place = Path(os.fsdecode(path))
+    for name, path in (("checkpoint", checkpoint), ("resume", resume)):
+        if not (path is None or isinstance(path, str | os.PathLike)):
+            raise TypeError(f"{name}={path!r}: give the path of a file, as 'fit.safetensors'.")
+    if isinstance(every, timedelta):
+        if every <= timedelta(0):
+            raise ValueError(f"checkpoint_every={every!r}: give a time above 0.")
+    else:
+        every = integer("checkpoint_every", every)
+    if resume is not None and not Path(resume).is_file():
+        raise FileNotFoundError(f"resume={str(resume)!r}: there is no such file.")
+    if checkpoint is None:
+        return Files(None, resume)
+    place = Path(checkpoint)
     if not place.parent.is_dir():
-        raise FileNotFoundError(f"{name}={str(place)!r}: there is no folder {str(place.parent)!r}.")
+        raise FileNotFoundError(f"checkpoint={str(place)!r}: no folder {str(place.parent)!r}.")
     if place.is_dir():
-        raise ValueError(f"{name}={str(place)!r} is a folder: give the path of a file in it.")
-    if not isinstance(every, timedelta):
-        return place, integer(f"{name}_every", every)
-    if every <= timedelta(0):
-        raise ValueError(f"{name}_every={every!r}: give a time above 0.")
-    return place, every
+        raise ValueError(f"checkpoint={str(place)!r} is a folder: give the path of a file in it.")
+    return Files((place, every), resume)
 
 
 def layout(module: nn.Module) -> dict[str, str]:

@@ -71,6 +71,7 @@ class Data:
         reading: The batches, where rows do not stay in memory.
         generator: Source of randomness, which the split has used.
         owned: Whether ``rows`` are copies, of which nobody else knows.
+        fraction: Of the rows that was held out, if it was a fraction.
     """
 
     rows: Rows
@@ -79,13 +80,14 @@ class Data:
     reading: Reading | None
     generator: torch.Generator
     owned: bool
+    fraction: float | None
 
     @property
     def size(self) -> int:
         """Number of rows in the whole data."""
         return len(self.rows.y) if self.reading is None else self.reading.size
 
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, Any]:
         """Name the data by digests."""
         named = {
             f"{i}.{j}": tensor
@@ -94,7 +96,9 @@ class Data:
         }
         if self.reading is not None:
             named |= self.reading.bounds
-        return {"data": f"{self.size} rows, SHA-256 {digest(named)[:16]}"}
+        rows = len(self.given[0].y) if self.reading is None else self.size
+        data = f"{rows} rows of SHA-256 {digest(named)[:16]}"
+        return {"data": data, "validation": self.fraction}
 
 
 def gather(
@@ -138,7 +142,8 @@ def gather(
     owned = kept.x is not rows.x
     if reading is not None:
         given = given[1:]
-    return Data(kept, held_out, given, reading, generator, owned)
+    fraction = None if pair or validation is None else float(validation)
+    return Data(kept, held_out, given, reading, generator, owned, fraction)
 
 
 def _read_through(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyralloy.checks import integer, positive
 from pyralloy.inference.batches import Batches, BatchSource
-from pyralloy.inference.checkpoint import Files, Saving, checked_path, layout
+from pyralloy.inference.checkpoint import Files, Saving, checked_files, layout
 from pyralloy.inference.data import Data, gather
 from pyralloy.inference.engine import Engine
 from pyralloy.inference.fit import Fit
@@ -158,10 +158,7 @@ def fit(
         raise ValueError(f"patience={patience} needs held-out rows: set validation too.")
     if next(model.parameters()).dtype not in (torch.float32, torch.float64):
         raise TypeError("model is in half precision: train it in float32, by model.float().")
-    files = Files(
-        None if checkpoint is None else checked_path("checkpoint", checkpoint, checkpoint_every),
-        resume,
-    )
+    files = checked_files(checkpoint, checkpoint_every, resume)
     with interrupts() as stop:
         model.to(device)
         # Not named, so that nothing keeps the rows in their own units once they are standardised.
