@@ -15,7 +15,7 @@ from torch import nn
 import pyralloy as pa
 from pyralloy.inference.engine import Adam
 from pyralloy.inference.rows import Rows, split
-from pyralloy.inference.training import Batches, Diverged, one_cycle
+from pyralloy.inference.training import Diverged
 from pyralloy.marginal import marginal_density
 
 PROBLEM = pa.datasets.inverse_sinusoid(400, seed=0)
@@ -444,34 +444,6 @@ def test_adam_is_torchs_adam():
         adam.step(gradient, 0.1 / (1 + step))
         assert torch.allclose(mine, theirs.detach(), atol=1e-12)
         assert not bool(gradient.any())
-
-
-def test_batches_depend_on_seed_and_step_alone():
-    rows = (torch.arange(10), torch.arange(10) * 2)
-    stream = Batches(rows, 4, seed=1)
-    forward = [stream.at(step) for step in range(8)]
-    for step in (7, 2, 5, 0):
-        for a, b in zip(Batches(rows, 4, seed=1).at(step), forward[step], strict=True):
-            assert torch.equal(a, b)
-    assert all(torch.equal(y, 2 * x) for x, y in forward)
-    counts = torch.cat([x for x, _ in forward[:5]]).bincount()
-    assert counts.tolist() == [2] * 10
-    other = [Batches(rows, 4, seed=2).at(step)[0] for step in range(8)]
-    assert any(not torch.equal(a, b[0]) for a, b in zip(other, forward, strict=True))
-
-
-def test_batches_of_all_rows_are_the_rows():
-    rows = (torch.arange(3),)
-    assert Batches(rows, 3, seed=0).at(5)[0] is rows[0]
-    assert Batches(rows, 99, seed=0).size == 3
-
-
-def test_the_schedule_rises_to_its_peak_and_falls_to_nothing():
-    rates = [one_cycle(s, 1000) for s in range(1000)]
-    peak = int(np.argmax(rates))
-    assert rates[0] < 0.05 and math.isclose(rates[peak], 1.0, abs_tol=1e-3) and rates[-1] < 1e-6
-    assert bool((np.diff(rates[: peak + 1]) > 0).all()) and bool((np.diff(rates[peak:]) < 0).all())
-    assert one_cycle(0, 1) > 0
 
 
 def test_the_marginal_density_is_near_the_truth():

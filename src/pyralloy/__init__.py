@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pyralloy import datasets, networks
 from pyralloy.heads import MixtureHead
-from pyralloy.inference.fit import Fit
+from pyralloy.inference.fit import Fit, load
 from pyralloy.inference.svi import fit
 from pyralloy.mixture import Mixture
 from pyralloy.model import MDN
@@ -27,6 +27,7 @@ __all__ = [
     "MixtureHead",
     "datasets",
     "fit",
+    "load",
     "networks",
     "plot",
 ]

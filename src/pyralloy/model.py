@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import pyro
 import torch
+from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
@@ -12,7 +17,34 @@ from pyralloy.heads import MixtureHead
 from pyralloy.mixture import Mixture
 from pyralloy.scaling import Standardizer
 
-__all__ = ["MDN"]
+__all__ = ["MDN", "local_parameters"]
+
+
+class _Users:
+    """Who has Pyro keep parameters in their modules at the moment, in any thread."""
+
+    lock, count, before = threading.Lock(), 0, False
+
+
+@contextmanager
+def local_parameters() -> Iterator[None]:
+    """Let Pyro keep parameters in their modules instead of its global store.
+
+    The setting is one for all threads: it comes back when the last that asked for it has left,
+    where Pyro's own context would switch it off under those who came in between.
+    """
+    with _Users.lock:
+        if not _Users.count:
+            _Users.before = pyro.settings.get("module_local_params")
+            pyro.settings.set(module_local_params=True)
+        _Users.count += 1
+    try:
+        yield
+    finally:
+        with _Users.lock:
+            _Users.count -= 1
+            if not _Users.count:
+                pyro.settings.set(module_local_params=_Users.before)
 
 
 class MDN(PyroModule):
@@ -54,7 +86,7 @@ class MDN(PyroModule):
 
     def __init__(self, trunk: nn.Module, head: MixtureHead) -> None:
         # Made under this setting, the module can keep its parameters to itself when it is trained.
-        with pyro.settings.context(module_local_params=True):
+        with local_parameters():
             super().__init__()
         if not isinstance(trunk, nn.Module):
             raise TypeError(f"trunk={trunk!r}: give a torch.nn.Module from x to features.")
@@ -97,6 +129,7 @@ class MDN(PyroModule):
         self,
         x: Tensor,
         y: Tensor | None = None,
+        weights: Tensor | None = None,
         *,
         size: int | None = None,
         standard: bool = False,
@@ -106,6 +139,7 @@ class MDN(PyroModule):
         Args:
             x: Inputs, shape (N, F).
             y: Observed targets, shape (N,) or (N, D); None samples them.
+            weights: How often each row counts, shape (N,), above 0; None means once.
             size: Rows in the whole data set, where ``x`` is a minibatch of it; the log likelihood
                 is scaled by size / N.
             standard: Whether ``x`` and ``y`` are standardised already: what the density then is of.
@@ -123,5 +157,6 @@ class MDN(PyroModule):
                 "row; y.squeeze(-1) turns a column into that."
             )
         subsample = None if size is None else torch.arange(rows, device=x.device)
-        with pyro.plate("data", size or rows, subsample=subsample, dim=-1):
+        counting = nullcontext() if weights is None else poutine.scale(scale=weights)
+        with pyro.plate("data", size or rows, subsample=subsample, dim=-1), counting:
             return pyro.sample("y", density, obs=y)

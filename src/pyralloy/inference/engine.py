@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from pyralloy.inference.clipping import clip_norm
 from pyralloy.inference.objective import FlatParameters, Objective
 
 __all__ = ["Adam", "Engine"]
@@ -47,19 +48,29 @@ class Engine:
     Args:
         objective: The loss, and its gradient.
         parameters: What is trained, in place.
+        clip: Longest that a gradient may be; None leaves it as it is.
 
     Attributes:
         parameters: As given.
+        clipped: How many steps had a gradient that was longer, a scalar tensor.
         average: The running average of the weights, shape (P,).
     """
 
-    def __init__(self, objective: Objective, parameters: FlatParameters) -> None:
+    def __init__(
+        self, objective: Objective, parameters: FlatParameters, clip: float | None = None
+    ) -> None:
         self.parameters, self.average = parameters, parameters.vector.clone()
+        self.clipped = torch.zeros((), dtype=torch.int64, device=parameters.vector.device)
+        self._clip = clip
         self._objective, self._adam = objective, Adam(parameters.vector)
 
     def step(self, batch: tuple[Tensor, ...], learning_rate: float) -> Tensor:
         """Take one step and give the loss before it, a scalar tensor."""
         loss = self._objective.backward(*batch)
+        if self._clip is not None:
+            shorter, bit = clip_norm(self.parameters.gradient, self._clip)
+            self.parameters.gradient.copy_(shorter)
+            self.clipped.add_(bit)
         self._adam.step(self.parameters.gradient, learning_rate)
         share = max(1.0 - AVERAGING, 9.0 / (9.0 + self._adam.steps))
         self.average.lerp_(self.parameters.vector, share)
@@ -70,6 +81,7 @@ class Engine:
         return {
             "weights": self.parameters.vector,
             "average": self.average,
+            "clipped": self.clipped,
             "mean": self._adam.mean,
             "square": self._adam.square,
             "steps": torch.tensor(self._adam.steps),

@@ -12,6 +12,7 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
+from pyralloy.model import local_parameters
 from pyralloy.networks import evaluating
 
 __all__ = ["FlatParameters", "Objective", "empty_guide"]
@@ -33,7 +34,7 @@ def pyro_runtime() -> Iterator[None]:
     """
     with (
         LOCK,
-        pyro.settings.context(module_local_params=True),
+        local_parameters(),
         pyro.validation_enabled(False),
     ):
         yield
@@ -73,6 +74,18 @@ class FlatParameters:
         self._kept.copy_(values)
         self._kept_buffers = [b.clone() for b in self._module.buffers()]
 
+    def state(self) -> dict[str, Tensor]:
+        """Give what was kept, and the module's buffers; the vector is the optimiser's to give."""
+        names = [name for name, _ in self._module.named_buffers()]
+        kept = zip(names, self._kept_buffers, strict=True)
+        own = {f"buffer.{name}": buffer for name, buffer in self._module.named_buffers()}
+        return {"kept": self._kept, **own, **{f"kept_buffer.{name}": b for name, b in kept}}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from a :meth:`state`."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+
     @contextmanager
     def ending_with_kept(self) -> Iterator[None]:
         """Put into the module what was kept, whatever ends the training."""
@@ -106,7 +119,8 @@ class Objective:
     """Evaluate minus the ELBO a row, and its gradient, on a minibatch.
 
     Args:
-        model: Pyro model, called as ``model(x, y, size=size, standard=True)``.
+        model: Pyro model, called as ``model(x, y, size=size, standard=True)``, with the weights of
+            the rows after ``y`` where there are any.
         guide: Pyro guide of the same arguments.
         size: Rows in the whole training set, to which minibatches are scaled.
     """
@@ -116,8 +130,8 @@ class Objective:
         self._elbo = Trace_ELBO()(model, guide)  # pyright: ignore[reportArgumentType]
         self._size = size
 
-    def backward(self, x: Tensor, y: Tensor) -> Tensor:
+    def backward(self, *batch: Tensor) -> Tensor:
         """Add the gradient to the parameters' ``grad`` and give the loss, a scalar tensor."""
-        loss = self._elbo(x, y, size=self._size, standard=True) / self._size
+        loss = self._elbo(*batch, size=self._size, standard=True) / self._size
         loss.backward()
         return loss.detach()

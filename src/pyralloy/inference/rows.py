@@ -13,17 +13,33 @@ from pyralloy.families import Family, VectorFamily
 from pyralloy.model import MDN
 from pyralloy.networks import MLP
 
-__all__ = ["Rows", "checked", "require_spread", "split", "standardised"]
+__all__ = ["Rows", "checked", "require_spread", "split", "standardised", "weighted_alike"]
+
+
+#: Most rows that a fraction holds out: more would cost time and hardly sharpen the choice.
+MOST_HELD_OUT = 100_000
+
+#: Rows that are standardised at once.
+CHUNK = 65_536
 
 
 class Rows(NamedTuple):
-    """Inputs and targets of the same observations, in their own units."""
+    """Inputs and targets of the same observations, and how much each row counts."""
 
     x: Tensor
     y: Tensor
+    weights: Tensor | None = None
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Give what there is: x, y, and weights where rows have them."""
+        return (self.x, self.y) if self.weights is None else (self.x, self.y, self.weights)
+
+    def at(self, index: Tensor) -> Rows:
+        """Give some of the rows, as copies."""
+        return Rows(*(t.index_select(0, index) for t in self.tensors()))
 
 
-def checked(model: MDN, x: Any, y: Any) -> Rows:
+def checked(model: MDN, x: Any, y: Any, weights: Any = None) -> Rows:
     """Check inputs and targets against each other and the model, and put them on its device."""
     device = next(model.parameters()).device
     x, y = as_values("x", x, device=device), as_values("y", y, device=device)
@@ -43,12 +59,12 @@ def checked(model: MDN, x: Any, y: Any) -> Rows:
             f"x has {tuple(x.shape[1:])} features a row and the trunk takes {trunk.in_features}: "
             "make it with in_features=x.shape[1]."
         )
-    return Rows(x, y)
+    return Rows(x, y, None if weights is None else _weights(weights, y))
 
 
 def split(
     rows: Rows,
-    validation: float | tuple[Any, Any] | None,
+    validation: float | tuple[Any, ...] | None,
     model: MDN,
     generator: torch.Generator,
 ) -> tuple[Rows, Rows | None]:
@@ -56,9 +72,9 @@ def split(
     if validation is None:
         return rows, None
     if isinstance(validation, tuple | list):
-        if len(validation) != 2:
+        if len(validation) not in (2, 3):
             raise ValueError(f"validation has {len(validation)} parts: give the pair (x, y).")
-        held_out = checked(model, *validation)
+        held_out = weighted_alike(checked(model, *validation))
         if held_out.x.shape[1:] != rows.x.shape[1:]:
             raise ValueError(
                 f"validation x has {tuple(held_out.x.shape[1:])} features a row and x "
@@ -66,15 +82,45 @@ def split(
             )
         return rows, held_out
     fraction, count = positive("validation", validation, 1.0), len(rows.x)
-    held = max(1, round(fraction * count))
+    held = min(max(1, round(fraction * count)), MOST_HELD_OUT)
     if count - held < 2:
         raise ValueError(
             f"validation={validation!r} of {count} rows leaves {max(0, count - held)} to train on: "
             "at least 2 are needed; give more rows, a smaller fraction, or validation=None."
         )
-    order = torch.randperm(count, generator=generator).to(rows.x.device)
-    out, kept = order[:held], order[held:].sort().values
-    return Rows(rows.x[kept], rows.y[kept]), Rows(rows.x[out], rows.y[out])
+    short = torch.int32 if count < 2**31 else torch.int64  # half the memory
+    order = torch.randperm(count, generator=generator, dtype=short).to(rows.x.device)
+    out, kept = order[:held].clone(), torch.ones(count, dtype=torch.bool, device=order.device)
+    kept[out.long()] = False
+    del order
+    return rows.at(kept.nonzero()[:, 0]), rows.at(out)
+
+
+def _weights(weights: Any, y: Tensor) -> Tensor:
+    """Check weights, and give them in float64."""
+    weights = as_values("weights", weights, device=y.device)
+    if weights.shape != y.shape[:1]:
+        raise ValueError(
+            f"weights has shape {tuple(weights.shape)} and there are {len(y)} rows: give one "
+            "number a row."
+        )
+    if bool((weights < 0).any()):
+        raise ValueError(f"weights holds {float(weights.min()):g}: give numbers of 0 or more.")
+    return weights.to(torch.float64)
+
+
+def weighted_alike(rows: Rows) -> Rows:
+    """Divide weights by their mean, and leave rows of weight zero out."""
+    if rows.weights is None:
+        return rows
+    largest = rows.weights.max()
+    if not bool(largest > 0):
+        raise ValueError("weights are all 0: give some rows a weight above 0.")
+    weights = rows.weights / largest  # so that their sum cannot overflow
+    if bool((weights == 0).any()):
+        counted = weights.nonzero()[:, 0]
+        rows, weights = rows.at(counted), weights[counted]
+    return rows._replace(weights=weights / weights.mean())
 
 
 def _require_support(y: Tensor, family: Family | VectorFamily) -> None:
@@ -120,7 +166,18 @@ def require_spread(y: Tensor) -> None:
         )
 
 
-def standardised(model: MDN, rows: Rows) -> Rows:
-    """Standardise rows as the model's scalings say, in the dtype of its weights."""
+def standardised(model: MDN, rows: Rows, *, reuse: bool = False) -> Rows:
+    """Standardise rows as the model's scalings say, in the dtype of its weights.
+
+    Args:
+        model: Whose scalings were fitted.
+        rows: In their own units.
+        reuse: Whether ``rows.x`` is no longer needed, and its memory may hold the result.
+    """
     dtype = next(model.parameters()).dtype
-    return Rows(model.x_scaling(rows.x, dtype), model.y_scaling(rows.y, dtype))
+    x = rows.x if reuse and rows.x.dtype == dtype else torch.empty_like(rows.x, dtype=dtype)
+    with torch.no_grad():
+        for into, part in zip(x.split(CHUNK), rows.x.split(CHUNK), strict=True):
+            into.copy_(model.x_scaling(part, dtype))  # no copy of all rows in float64
+        y = model.y_scaling(rows.y, dtype)
+    return Rows(x, y, None if rows.weights is None else rows.weights.to(dtype))

@@ -1,15 +1,12 @@
-"""The loop: batches, schedule, validation, early stop, interrupts, progress."""
+"""The loop: steps, validation, early stop, checkpoints, progress."""
 
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -17,9 +14,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pyralloy.inference.batches import BatchSource
+from pyralloy.inference.checkpoint import Generators, Place, Rider, Saving
 from pyralloy.inference.engine import Engine
+from pyralloy.inference.interrupts import Stop
+from pyralloy.inference.schedules import Schedule, one_cycle
 
-__all__ = ["Batches", "Diverged", "Plan", "Trace", "one_cycle", "train"]
+__all__ = ["Callback", "Diverged", "Plan", "Trace", "train"]
 
 #: Called at each evaluation as ``callback(step, metrics)``; a true answer ends the fit.
 Callback = Callable[[int, Mapping[str, float]], Any]
@@ -39,6 +40,8 @@ class Plan:
         max_steps: Steps of the whole schedule.
         every: Steps between evaluations.
         patience: Evaluations without improvement that end the fit; None never ends it.
+        schedule: Fraction of the learning rate, of a step and the number of steps.
+        clip: Longest that a gradient may be; None leaves it as it is.
         seed: Where the order of the batches comes from.
         offset: Nats to add to a loss of standardised y, to have it in y's units.
         baseline: The marginal's negative log density, to show beside the model's.
@@ -51,102 +54,68 @@ class Plan:
     max_steps: int
     every: int
     patience: int | None = None
+    schedule: Schedule = one_cycle
+    clip: float | None = None
     seed: int = 0
     offset: float = 0.0
     baseline: float = math.nan
     progress: bool = True
     callback: Callback | None = None
 
+    def identity(self) -> dict[str, Any]:
+        """Give what another fit must share to end with the same weights.
+
+        A schedule is a function, which has no name to trust: it is known by some of its values.
+        """
+        names = ("learning_rate", "batch_size", "max_steps", "every", "patience", "clip", "seed")
+        places = sorted({round(i * (self.max_steps - 1) / 16) for i in range(17)})
+        schedule = [float(self.schedule(place, self.max_steps)) for place in places]
+        return {name: getattr(self, name) for name in names} | {"schedule": schedule}
+
 
 @dataclass
 class Trace:
     """What the loop saw: rows of the history, the best step, and whether it was interrupted."""
 
-    rows: list[tuple[int, float, float, float]] = field(default_factory=list)
+    rows: list[tuple[int, float, float, float, int]] = field(default_factory=list)
     best_step: int = 0
     best_loss: float = math.inf
     interrupted: bool = False
+    total: float = 0.0  # of the losses since the last row
+    counted: int = 0
+    clipped: int = 0  # steps, until the last row
+    elapsed: float = 0.0  # seconds, before this process
 
     def history(self) -> np.recarray:
-        """Give the rows as a record array of step, train, validation and seconds."""
-        kinds = [("step", np.int64), *((n, np.float64) for n in ("train", "validation", "seconds"))]
+        """Give the rows as a record array: step, train, validation, seconds, clipped."""
+        reals = ((n, np.float64) for n in ("train", "validation", "seconds"))
+        kinds = [("step", np.int64), *reals, ("clipped", np.int64)]
         return np.array(self.rows, dtype=kinds).view(np.recarray)
 
+    def state(self) -> dict[str, Tensor]:
+        """Give the rows and the numbers, in float64."""
+        numbers = [self.best_step, self.best_loss, self.total, self.counted, self.clipped]
+        rows = torch.tensor(self.rows, dtype=torch.float64).reshape(-1, 5)
+        return {
+            "rows": rows,
+            "numbers": torch.tensor([*numbers, self.elapsed], dtype=torch.float64),
+        }
 
-class Batches:
-    """An endless stream of shuffled rows, cut into batches of one size.
-
-    Every row is used equally often, and the batch of a step depends on the seed and the step
-    alone, so that a fit can be resumed at any of them. Rows are gathered once an epoch; a batch is
-    a slice.
-
-    Args:
-        tensors: Of equal length N, on the device where training runs.
-        size: Rows a batch; N or more means all rows, unshuffled.
-        seed: Where the order comes from.
-
-    Example:
-        >>> batches = Batches((torch.arange(5),), size=2, seed=0)
-        >>> drawn = torch.cat([batches.at(step)[0] for step in range(5)])
-        >>> drawn.bincount().tolist()
-        [2, 2, 2, 2, 2]
-    """
-
-    def __init__(self, tensors: tuple[Tensor, ...], size: int, seed: int) -> None:
-        self._tensors, self._seed = tensors, seed
-        self._rows = tensors[0].shape[0]
-        self.size = min(size, self._rows)
-        self._epochs: dict[int, tuple[Tensor, ...]] = {}
-
-    def at(self, step: int) -> tuple[Tensor, ...]:
-        """Give the batch of a step."""
-        if self.size == self._rows:
-            return self._tensors
-        epoch, start = divmod(step * self.size, self._rows)
-        stop = start + self.size
-        block = self._epoch(epoch)
-        if stop <= self._rows:
-            return tuple(t[start:stop] for t in block)
-        rest = self._epoch(epoch + 1)
-        return tuple(
-            torch.cat([a[start:], b[: stop - self._rows]]) for a, b in zip(block, rest, strict=True)
-        )
-
-    def _epoch(self, epoch: int) -> tuple[Tensor, ...]:
-        if epoch not in self._epochs:
-            self._epochs = {e: b for e, b in self._epochs.items() if e == epoch - 1}
-            generator = torch.Generator().manual_seed(_mix(self._seed, epoch))
-            order = torch.randperm(self._rows, generator=generator).to(self._tensors[0].device)
-            self._epochs[epoch] = tuple(t[order] for t in self._tensors)
-        return self._epochs[epoch]
-
-
-def one_cycle(step: int, steps: int, *, warmup: float = 0.1) -> float:
-    """Give the learning rate of a step as a fraction of the peak: a cosine up, a cosine down.
-
-    Args:
-        step: From 0.
-        steps: Of the whole cycle.
-        warmup: Fraction of the steps that climb, from 1/25 of the peak.
-
-    References:
-        Smith, L. N., & Topin, N. (2019). Super-convergence. doi:10.1117/12.2520589
-
-    Example:
-        >>> [round(one_cycle(s, 101), 3) for s in (0, 10, 100)]
-        [0.04, 1.0, 0.0]
-    """
-    done = step / max(1, steps - 1)
-    if done < warmup:
-        return 0.04 + 0.96 * 0.5 * (1.0 - math.cos(math.pi * done / warmup))
-    return 0.5 * (1.0 + math.cos(math.pi * (done - warmup) / (1.0 - warmup)))
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from a :meth:`state`."""
+        self.rows = [(int(s), t, v, e, int(c)) for s, t, v, e, c in state["rows"].tolist()]
+        step, self.best_loss, self.total, counted, clipped, self.elapsed = state["numbers"].tolist()
+        self.best_step, self.counted, self.clipped = int(step), int(counted), int(clipped)
 
 
 def train(
     engine: Engine,
-    batches: Batches,
+    batches: BatchSource,
     plan: Plan,
     evaluate: Callable[[], float] | None = None,
+    *,
+    stop: Stop | None = None,
+    saving: Saving | None = None,
 ) -> Trace:
     """Minimise a loss on minibatches, and leave the best weights in place.
 
@@ -155,57 +124,113 @@ def train(
 
     Args:
         engine: Takes the steps, on the parameters that are trained in place.
-        batches: The stream of minibatches.
+        batches: Where the minibatches come from.
         plan: How long, how fast, how often to evaluate.
         evaluate: Gives the held-out loss; None keeps the last weights instead of the best.
+        stop: Read between steps: whether to end.
+        saving: What to write while training, and what to begin from.
 
     Returns:
-        The :class:`Trace`. Where Ctrl-C ended it, the weights are the best (or last) so far.
+        The :class:`Trace`. Where it was stopped, the weights are the best (or last) so far.
 
     Raises:
         Diverged: The loss or the weights are no longer finite.
     """
-    parameters, average, trace = engine.parameters, engine.average, Trace()
-    start, total, counted = time.perf_counter(), 0.0, 0
-    with _interrupts() as stop, _bar(plan) as bar, parameters.ending_with_kept():
-        for step in range(1, plan.max_steps + 1):
-            rate = plan.learning_rate * one_cycle(step - 1, plan.max_steps)
-            loss = float(engine.step(batches.at(step - 1), rate))
-            _require_finite(loss, "loss", step, trace)
-            total, counted = total + loss, counted + 1
-            if step % plan.every and step < plan.max_steps and not stop.requested:
-                continue
-            _require_finite(float(average.sum()), "sum of the weights", step, trace)
-            with parameters.holding(average):
-                held_out = math.nan if evaluate is None else evaluate()
-            if evaluate is not None:
-                _require_finite(held_out, "held-out loss", step, trace)
-            if evaluate is None or held_out < trace.best_loss:
-                trace.best_loss, trace.best_step = held_out, step
-                parameters.keep(average)
-            row = (step, total / counted + plan.offset, held_out + plan.offset)
-            trace.rows.append((*row, time.perf_counter() - start))
-            total, counted = 0.0, 0
-            _show(bar, row, plan)
-            trace.interrupted = stop.requested
-            if stop.requested or _finished(trace, plan, engine):
+    stop, saving = stop or Stop(), saving or Saving()
+    with _bar(plan) as bar, engine.parameters.ending_with_kept():
+        run = _Run(engine, plan, evaluate, saving, bar)
+        step, finished = run.begin()
+        while not finished:
+            step += 1
+            run.step(step, batches.at(step - 1))
+            stopping, planned = stop.requested, step % plan.every == 0 or step == plan.max_steps
+            if planned:
+                run.look(step)
+                finished = run.ended(step) or step == plan.max_steps
+            # Written before what only a stopped fit does, which a resumed one must not see.
+            run.save(Place(step, finished), now=finished or stopping)
+            if stopping and not planned:
+                run.look(step)
+            if stopping:
                 break
-    return trace
+    run.trace.interrupted = stop.requested
+    return run.trace
 
 
-def _finished(trace: Trace, plan: Plan, engine: Engine) -> bool:
-    """Ask the callback, which sees the averaged weights, and patience."""
-    step = trace.rows[-1][0]
-    if plan.callback is not None:
-        with engine.parameters.holding(engine.average):
-            if plan.callback(step, _metrics(trace)):
-                return True
-    return plan.patience is not None and step - trace.best_step >= plan.patience * plan.every
+class _Run:
+    """One fit under way."""
 
+    def __init__(
+        self,
+        engine: Engine,
+        plan: Plan,
+        evaluate: Callable[[], float] | None,
+        saving: Saving,
+        bar: tqdm[Any] | None,
+    ) -> None:
+        self.trace, self._engine, self._plan, self._evaluate = Trace(), engine, plan, evaluate
+        self._saving, self._bar, self._start = saving, bar, time.perf_counter()
+        generators = Generators(engine.parameters.vector.device)
+        own = {"engine": engine, "weights": engine.parameters, "trace": self.trace}
+        self._riders: dict[str, Rider] = {**own, "generators": generators, **saving.riders}
 
-def _metrics(trace: Trace) -> dict[str, float]:
-    _, loss, validation, seconds = trace.rows[-1]
-    return {"train": loss, "validation": validation, "seconds": seconds}
+    def begin(self) -> Place:
+        """Put a saved state in place, if there is one, and say where the fit stands."""
+        if self._saving.resume is None:
+            return Place()
+        place = self._saving.resume(self._riders)
+        self._start -= self.trace.elapsed
+        return place
+
+    def save(self, place: Place, *, now: bool) -> None:
+        """Write a checkpoint, if one is asked for and it is time."""
+        checkpoint = self._saving.checkpoint
+        if checkpoint is not None and (now or checkpoint.due(place.step)):
+            self.trace.elapsed = time.perf_counter() - self._start
+            checkpoint.write(place, self._riders)
+
+    def step(self, step: int, batch: tuple[Tensor, ...]) -> None:
+        """Take one step of the optimiser."""
+        plan, trace = self._plan, self.trace
+        share = plan.schedule(step - 1, plan.max_steps)
+        if not 0.0 <= share < math.inf:
+            raise ValueError(
+                f"schedule gave {share!r} for step {step - 1} of {plan.max_steps}: it must give a "
+                "finite fraction of learning_rate, 0 or more."
+            )
+        loss = float(self._engine.step(batch, plan.learning_rate * share))
+        _require_finite(loss, "loss", step, trace)
+        trace.total, trace.counted = trace.total + loss, trace.counted + 1
+
+    def look(self, step: int) -> None:
+        """Evaluate the averaged weights, keep them if they are the best, and note it all down."""
+        plan, trace, engine = self._plan, self.trace, self._engine
+        _require_finite(float(engine.average.sum()), "sum of the weights", step, trace)
+        held_out = math.nan
+        if self._evaluate is not None:
+            with engine.parameters.holding(engine.average):
+                held_out = self._evaluate()
+            _require_finite(held_out, "held-out loss", step, trace)
+        if self._evaluate is None or held_out < trace.best_loss:
+            trace.best_loss, trace.best_step = held_out, step
+            engine.parameters.keep(engine.average)
+        losses = (trace.total / trace.counted + plan.offset, held_out + plan.offset)
+        clipped, seconds = int(engine.clipped), time.perf_counter() - self._start
+        trace.rows.append((step, *losses, seconds, clipped - trace.clipped))
+        trace.total, trace.counted, trace.clipped = 0.0, 0, clipped
+        _show(self._bar, (step, *losses), plan)
+
+    def ended(self, step: int) -> bool:
+        """Ask the callback, which sees the averaged weights, and patience."""
+        plan, trace = self._plan, self.trace
+        if plan.callback is not None:
+            _, loss, validation, seconds, clipped = trace.rows[-1]
+            metrics = {"train": loss, "validation": validation, "seconds": seconds}
+            metrics["clipped"] = float(clipped)
+            with self._engine.parameters.holding(self._engine.average):
+                if plan.callback(step, metrics):
+                    return True
+        return plan.patience is not None and step - trace.best_step >= plan.patience * plan.every
 
 
 def _require_finite(value: float, name: str, step: int, trace: Trace) -> None:
@@ -215,36 +240,6 @@ def _require_finite(value: float, name: str, step: int, trace: Trace) -> None:
             f"{trace.best_step}. Lower learning_rate, or look for outliers in x and y, of the rows "
             "held out too."
         )
-
-
-@dataclass
-class _Stop:
-    requested: bool = False
-
-
-@contextmanager
-def _interrupts() -> Iterator[_Stop]:
-    """Turn the first Ctrl-C into a flag read between steps; the second one is Python's own.
-
-    An exception raised inside a step would leave the optimiser half applied and Pyro's stack dirty.
-    """
-    stop = _Stop()
-    before = signal.getsignal(signal.SIGINT)
-    in_main = threading.current_thread() is threading.main_thread()
-    # Where someone else handles or ignores the signal, it is theirs.
-    if not in_main or before is not signal.default_int_handler:
-        yield stop
-        return
-
-    def note(_number: int, _frame: FrameType | None) -> None:
-        stop.requested = True
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -263,11 +258,3 @@ def _show(bar: tqdm[Any] | None, row: tuple[int, float, float], plan: Plan) -> N
     name, value = ("train", loss) if math.isnan(held_out) else ("held-out", held_out)
     bar.set_postfix_str(f"{name} NLL {value:.3f}, marginal {plan.baseline:.3f}", refresh=False)
     bar.update(step - bar.n)
-
-
-def _mix(seed: int, epoch: int) -> int:
-    """Join seed and epoch into one 63-bit seed (splitmix64), far from its neighbours' streams."""
-    z = (seed * 0x9E3779B97F4A7C15 + epoch * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
-    return (z ^ (z >> 31)) >> 1
