@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 import pyralloy as pa
-from pyralloy.inference.engine import Adam
 from pyralloy.inference.rows import Rows, split
 from pyralloy.inference.training import Diverged
 from pyralloy.marginal import marginal_density
@@ -416,7 +415,8 @@ def test_a_constant_column_of_x_does_no_harm():
 
 def test_a_small_spread_far_from_zero_is_resolved():
     y = Y.astype(np.float64)
-    fit, plain = run(X, y * 1e-4 + 1e9, max_steps=300), run(X, y, max_steps=300)
+    # Few steps: of many, rounding to 1e-7 makes another fit.
+    fit, plain = run(X, y * 1e-4 + 1e9), run(X, y)
     assert math.isclose(fit.best_nll - plain.best_nll, math.log(1e-4), abs_tol=0.05)
 
 
@@ -428,22 +428,6 @@ def test_any_units_will_do(scale):
 
 
 # -- parts of the loop ----------------------------------------------------------------------------
-
-
-def test_adam_is_torchs_adam():
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(5, generator=generator, dtype=torch.float64)
-    mine, theirs = start.clone(), start.clone().requires_grad_()
-    adam, optimiser = Adam(mine), torch.optim.Adam([theirs], lr=0.1)
-    for step in range(20):
-        for group in optimiser.param_groups:
-            group["lr"] = 0.1 / (1 + step)
-        gradient = torch.randn(5, generator=generator, dtype=torch.float64)
-        theirs.grad = gradient.clone()
-        optimiser.step()
-        adam.step(gradient, 0.1 / (1 + step))
-        assert torch.allclose(mine, theirs.detach(), atol=1e-12)
-        assert not bool(gradient.any())
 
 
 def test_the_marginal_density_is_near_the_truth():

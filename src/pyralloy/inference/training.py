@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ class Plan:
         patience: Evaluations without improvement that end the fit; None never ends it.
         schedule: Fraction of the learning rate, of a step and the number of steps.
         clip: Longest that a gradient may be; None leaves it as it is.
+        compile: Whether a step is compiled: True, False or ``"auto"``.
         seed: Where the order of the batches comes from.
         offset: Nats to add to a loss of standardised y, to have it in y's units.
         baseline: The marginal's negative log density, to show beside the model's.
@@ -56,6 +57,7 @@ class Plan:
     patience: int | None = None
     schedule: Schedule = one_cycle
     clip: float | None = None
+    compile: bool | Literal["auto"] = False
     seed: int = 0
     offset: float = 0.0
     baseline: float = math.nan
@@ -67,10 +69,10 @@ class Plan:
 
         A schedule is a function, which has no name to trust: it is known by some of its values.
         """
-        names = ("learning_rate", "batch_size", "max_steps", "every", "patience", "clip", "seed")
+        names = ("learning_rate", "batch_size", "max_steps", "every", "patience", "clip", "compile")
         places = sorted({round(i * (self.max_steps - 1) / 16) for i in range(17)})
         schedule = [float(self.schedule(place, self.max_steps)) for place in places]
-        return {name: getattr(self, name) for name in names} | {"schedule": schedule}
+        return {n: getattr(self, n) for n in (*names, "seed")} | {"schedule": schedule}
 
 
 @dataclass
