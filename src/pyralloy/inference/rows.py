@@ -12,8 +12,13 @@ from pyralloy.checks import as_values, paired, positive
 from pyralloy.families import Family, VectorFamily
 from pyralloy.model import MDN
 from pyralloy.networks import MLP
+from pyralloy.scaling import bulk
 
-__all__ = ["Rows", "checked", "require_spread", "split", "standardised"]
+__all__ = ["Rows", "checked", "require_reach", "require_spread", "split", "standardised"]
+
+#: Robust spreads from the median beyond which a y is refused: float32 holds seven digits, and one
+#: component has to tell such a row from the others.
+REACH = 1e9
 
 
 class Rows(NamedTuple):
@@ -118,6 +123,29 @@ def require_spread(y: Tensor) -> None:
             f"{where} is constant in the rows to train on: its density would be a point mass; "
             "leave it out, or check that the right column was taken."
         )
+
+
+def require_reach(trained: Tensor, held_out: Tensor | None, family: Family | VectorFamily) -> None:
+    """Check that no y is so far from the others that it can only be a mark or a mistake.
+
+    Farther inputs than that are let in: they are squeezed (see :class:`~pyralloy.scaling
+    .Standardizer`), since nothing has to be predicted of them.
+    """
+    if not family.support.scales or family.support.circular:
+        return
+    most = bulk(trained)
+    for name, y in (("y", trained), ("y of validation", held_out)):
+        if y is None:
+            continue
+        away = most.farness(y)
+        far = (away > REACH).reshape(len(y), -1).any(-1)
+        if bool(far.any()):
+            first = int(far.nonzero()[0])
+            raise ValueError(
+                f"{name} holds {y[first].tolist()}, {float(away[first].max()):.0e} spreads from "
+                f"the median, and {int(far.sum())} such rows of {len(y)}: at most {REACH:g} is "
+                "taken; drop those rows, or replace what stands for a missing value."
+            )
 
 
 def standardised(model: MDN, rows: Rows) -> Rows:

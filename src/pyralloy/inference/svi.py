@@ -14,12 +14,20 @@ from pyralloy.checks import integer, positive
 from pyralloy.inference.engine import Engine
 from pyralloy.inference.fit import Fit
 from pyralloy.inference.objective import FlatParameters, Objective, empty_guide, pyro_runtime
-from pyralloy.inference.rows import Rows, checked, require_spread, split, standardised
+from pyralloy.inference.rows import (
+    Rows,
+    checked,
+    require_reach,
+    require_spread,
+    split,
+    standardised,
+)
 from pyralloy.inference.training import Batches, Callback, Plan, train
 from pyralloy.initialise import place_components, redraw, spread_kinks
 from pyralloy.marginal import marginal_density
 from pyralloy.model import MDN
 from pyralloy.networks import MLP
+from pyralloy.scaling import INPUT_LIMIT
 
 __all__ = ["fit"]
 
@@ -115,6 +123,7 @@ def fit(
     generator = torch.Generator().manual_seed(seed % 2**63)
     trained, held_out = split(checked(model, x, y), validation, model, generator)
     require_spread(trained.y)
+    require_reach(trained.y, None if held_out is None else held_out.y, model.head.family)
     if batch_size is None:
         plan = replace(plan, batch_size=min(max(len(trained.y) // 16, 16), 128))
     return _fit(model, trained, held_out, plan, generator if initialise else None)
@@ -125,7 +134,7 @@ def _fit(
 ) -> Fit:
     """Train on rows that were checked; ``generator`` is None where the weights stay."""
     reference = rows if held_out is None else held_out
-    model.x_scaling.fit(rows.x)
+    model.x_scaling.fit(rows.x, limit=INPUT_LIMIT)
     model.y_scaling.fit(rows.y, model.head.family.support)
     z, t = standardised(model, rows)
     circular = model.head.family.support.circular
