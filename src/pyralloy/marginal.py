@@ -75,8 +75,8 @@ def condensed(y: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
         count: Normals K wanted.
 
     Returns:
-        Means, standard deviations and weights, each of shape (K,), float64, in the order of y. Where
-        fewer are enough, the heaviest come in several copies.
+        Means, standard deviations and weights, each of shape (K,), float64, in the order of y.
+        Where fewer are enough, the heaviest come in several copies.
 
     Example:
         >>> y = torch.cat([torch.linspace(0.0, 3.0, 7), torch.tensor([1e6])])

@@ -49,6 +49,7 @@ class FlatParameters:
         module: Its parameters are moved into the vector; they stay its own, of the same values.
 
     Attributes:
+        module: As given.
         vector: All parameters, shape (P,).
         gradient: Their gradients, shape (P,), filled by ``backward``.
     """
@@ -65,13 +66,13 @@ class FlatParameters:
         ):
             p.data = value.view_as(p)
             p.grad = slope.view_as(p)  # backward adds in place to a gradient that exists
-        self._module, self._parameters = module, parameters
+        self.module, self._parameters = module, parameters
         self._kept, self._kept_buffers = self.vector.clone(), [b.clone() for b in module.buffers()]
 
     def keep(self, values: Tensor) -> None:
         """Note weights to end with, shape (P,), and the module's buffers as they are now."""
         self._kept.copy_(values)
-        self._kept_buffers = [b.clone() for b in self._module.buffers()]
+        self._kept_buffers = [b.clone() for b in self.module.buffers()]
 
     @contextmanager
     def ending_with_kept(self) -> Iterator[None]:
@@ -81,7 +82,7 @@ class FlatParameters:
             yield
         finally:
             self.vector.copy_(self._kept)
-            for buffer, kept in zip(self._module.buffers(), self._kept_buffers, strict=True):
+            for buffer, kept in zip(self.module.buffers(), self._kept_buffers, strict=True):
                 buffer.copy_(kept)
 
     @contextmanager
@@ -90,7 +91,7 @@ class FlatParameters:
         own = self.vector.clone()
         self.vector.copy_(values)
         try:
-            with evaluating(self._module):
+            with evaluating(self.module):
                 yield
         finally:
             self.vector.copy_(own)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyralloy.checks import integer, positive
+from pyralloy.inference.diagnostics import FitWarning, settled
 from pyralloy.inference.engine import Engine
 from pyralloy.inference.fit import Fit
 from pyralloy.inference.objective import FlatParameters, Objective, empty_guide, pyro_runtime
@@ -22,7 +23,7 @@ from pyralloy.inference.rows import (
     split,
     standardised,
 )
-from pyralloy.inference.training import Batches, Callback, Plan, train
+from pyralloy.inference.training import Batches, Callback, Plan, ended_by_itself, train
 from pyralloy.initialise import place_components, redraw, spread_kinks
 from pyralloy.marginal import marginal_density
 from pyralloy.model import MDN
@@ -171,7 +172,17 @@ def _fit(
             f"holds the weights of step {trace.best_step}.",
             stacklevel=3,
         )
-    return Fit(model, trace.history(), plan.baseline, trace.best_step, trace.interrupted)
+    fitted = Fit(model, trace.history(), plan.baseline, trace.best_step, trace.interrupted)
+    fitted = settled(
+        fitted,
+        Rows(z, t),
+        None if held_out is None else standardised(model, held_out),
+        returns=trace.returns,
+        complete=generator is not None and ended_by_itself(trace, plan),
+    )
+    for said in fitted.diagnostics:
+        warnings.warn(said, FitWarning, stacklevel=3)
+    return fitted
 
 
 def _initialise(model: MDN, z: Tensor, t: Tensor, generator: torch.Generator) -> None:

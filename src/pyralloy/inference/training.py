@@ -18,15 +18,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyralloy.inference.engine import Engine
+from pyralloy.inference.recovery import Diverged, Recovery
 
-__all__ = ["Batches", "Diverged", "Plan", "Trace", "one_cycle", "train"]
+__all__ = ["Batches", "Diverged", "Plan", "Trace", "ended_by_itself", "one_cycle", "train"]
 
 #: Called at each evaluation as ``callback(step, metrics)``; a true answer ends the fit.
 Callback = Callable[[int, Mapping[str, float]], Any]
-
-
-class Diverged(FloatingPointError):
-    """A loss is no longer finite; the model holds the best weights before."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +57,13 @@ class Plan:
 
 @dataclass
 class Trace:
-    """What the loop saw: rows of the history, the best step, and whether it was interrupted."""
+    """What the loop saw: the history, the best step, interrupts, returns to finite weights."""
 
     rows: list[tuple[int, float, float, float]] = field(default_factory=list)
     best_step: int = 0
     best_loss: float = math.inf
     interrupted: bool = False
+    returns: list[int] = field(default_factory=list)
 
     def history(self) -> np.recarray:
         """Give the rows as a record array of step, train, validation and seconds."""
@@ -163,23 +161,30 @@ def train(
         The :class:`Trace`. Where Ctrl-C ended it, the weights are the best (or last) so far.
 
     Raises:
-        Diverged: The loss or the weights are no longer finite.
+        Diverged: The loss or the weights are no longer finite, however often
+            :class:`~pyralloy.inference.recovery.Recovery` goes back to half the rate.
     """
     parameters, average, trace = engine.parameters, engine.average, Trace()
+    recovery = Recovery(engine)
+    trace.returns = recovery.steps
     start, total, counted = time.perf_counter(), 0.0, 0
     with _interrupts() as stop, _bar(plan) as bar, parameters.ending_with_kept():
         for step in range(1, plan.max_steps + 1):
-            rate = plan.learning_rate * one_cycle(step - 1, plan.max_steps)
-            loss = float(engine.step(batches.at(step - 1), rate))
-            _require_finite(loss, "loss", step, trace)
+            rate = recovery.factor * plan.learning_rate * one_cycle(step - 1, plan.max_steps)
+            batch = batches.at(step - 1)
+            loss = float(engine.step(batch, rate))
+            if not recovery.accepts("loss", loss, step, batch):
+                continue
             total, counted = total + loss, counted + 1
             if step % plan.every and step < plan.max_steps and not stop.requested:
                 continue
-            _require_finite(float(average.sum()), "sum of the weights", step, trace)
+            if not recovery.accepts("sum of the weights", float(average.sum()), step):
+                continue
             with parameters.holding(average):
                 held_out = math.nan if evaluate is None else evaluate()
-            if evaluate is not None:
-                _require_finite(held_out, "held-out loss", step, trace)
+            if evaluate is not None and not recovery.accepts("held-out loss", held_out, step):
+                continue
+            recovery.note(step)
             if evaluate is None or held_out < trace.best_loss:
                 trace.best_loss, trace.best_step = held_out, step
                 parameters.keep(average)
@@ -190,7 +195,16 @@ def train(
             trace.interrupted = stop.requested
             if stop.requested or _finished(trace, plan, engine):
                 break
+        if not trace.rows:  # too few steps to go back as often as it may
+            raise recovery.error()
     return trace
+
+
+def ended_by_itself(trace: Trace, plan: Plan) -> bool:
+    """Say whether all steps were taken or patience ended, and neither a callback nor Ctrl-C did."""
+    last = trace.rows[-1][0]
+    patient = plan.patience is not None and last - trace.best_step >= plan.patience * plan.every
+    return not trace.interrupted and (last == plan.max_steps or patient)
 
 
 def _finished(trace: Trace, plan: Plan, engine: Engine) -> bool:
@@ -206,15 +220,6 @@ def _finished(trace: Trace, plan: Plan, engine: Engine) -> bool:
 def _metrics(trace: Trace) -> dict[str, float]:
     _, loss, validation, seconds = trace.rows[-1]
     return {"train": loss, "validation": validation, "seconds": seconds}
-
-
-def _require_finite(value: float, name: str, step: int, trace: Trace) -> None:
-    if not math.isfinite(value):
-        raise Diverged(
-            f"the {name} became {value} at step {step}; the model holds the weights of step "
-            f"{trace.best_step}. Lower learning_rate, or look for outliers in x and y, of the rows "
-            "held out too."
-        )
 
 
 @dataclass
