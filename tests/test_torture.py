@@ -166,8 +166,8 @@ def torture(problem, setting, seed, steps):
                 progress=False,
             )
     except ValueError as error:
-        assert "spreads from the median" in str(error)
-        assert model.y_scaling.shift.shape == ()  # before training
+        if "spreads from the median" not in str(error) or model.y_scaling.shift.shape:
+            raise  # not by name, or not before training
         return None
     assert all(bool(p.isfinite().all()) for p in model.parameters())
     generator = torch.Generator().manual_seed(seed)
