@@ -1,4 +1,4 @@
-"""How much memory does a fit need beside its data, and what does a step cost when there are many rows?
+"""How much memory does a fit need beside its data, and what does a step cost among many rows?
 
     python benchmarks/memory.py [--rows 10000000] [--features 10] [--repeats 9]
 
@@ -110,7 +110,9 @@ def main():
         )
     middle, low, high = step_ratio(options.repeats)
     good &= middle <= 1.05
-    print(f"a step at N = 1e7 over one at 1e3: {middle:.3f} ({low:.3f} to {high:.3f}); asked <= 1.05")
+    print(
+        f"a step at N = 1e7 over one at 1e3: {middle:.3f} ({low:.3f} to {high:.3f}); asked <= 1.05"
+    )
     return 0 if good else 1
 
 

@@ -50,6 +50,7 @@ class FlatParameters:
         module: Its parameters are moved into the vector; they stay its own, of the same values.
 
     Attributes:
+        module: As given.
         vector: All parameters, shape (P,).
         gradient: Their gradients, shape (P,), filled by ``backward``.
     """
@@ -66,19 +67,19 @@ class FlatParameters:
         ):
             p.data = value.view_as(p)
             p.grad = slope.view_as(p)  # backward adds in place to a gradient that exists
-        self._module, self._parameters = module, parameters
+        self.module, self._parameters = module, parameters
         self._kept, self._kept_buffers = self.vector.clone(), [b.clone() for b in module.buffers()]
 
     def keep(self, values: Tensor) -> None:
         """Note weights to end with, shape (P,), and the module's buffers as they are now."""
         self._kept.copy_(values)
-        self._kept_buffers = [b.clone() for b in self._module.buffers()]
+        self._kept_buffers = [b.clone() for b in self.module.buffers()]
 
     def state(self) -> dict[str, Tensor]:
         """Give what was kept, and the module's buffers; the vector is the optimiser's to give."""
-        names = [name for name, _ in self._module.named_buffers()]
+        names = [name for name, _ in self.module.named_buffers()]
         kept = zip(names, self._kept_buffers, strict=True)
-        own = {f"buffer.{name}": buffer for name, buffer in self._module.named_buffers()}
+        own = {f"buffer.{name}": buffer for name, buffer in self.module.named_buffers()}
         return {"kept": self._kept, **own, **{f"kept_buffer.{name}": b for name, b in kept}}
 
     def load(self, state: dict[str, Tensor]) -> None:
@@ -94,7 +95,7 @@ class FlatParameters:
             yield
         finally:
             self.vector.copy_(self._kept)
-            for buffer, kept in zip(self._module.buffers(), self._kept_buffers, strict=True):
+            for buffer, kept in zip(self.module.buffers(), self._kept_buffers, strict=True):
                 buffer.copy_(kept)
 
     @contextmanager
@@ -103,7 +104,7 @@ class FlatParameters:
         own = self.vector.clone()
         self.vector.copy_(values)
         try:
-            with evaluating(self._module):
+            with evaluating(self.module):
                 yield
         finally:
             self.vector.copy_(own)
