@@ -118,7 +118,7 @@ def test_columns_of_any_size_are_standardised(size):
 
 def test_what_was_fitted_travels_with_the_state_and_is_left_by_a_change_of_dtype():
     scaling = Standardizer().fit(values((100, 2), 1e8, 1.0))
-    assert set(scaling.state_dict()) == {"shift", "scale"}
+    assert set(scaling.state_dict()) == {"shift", "scale", "limit"}
     assert not list(scaling.parameters())
     data = values((10, 2), 1e8, 1.0)
     before = scaling(data, F32)

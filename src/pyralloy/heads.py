@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from pyro import distributions as dist
 from torch import Tensor, nn
@@ -11,6 +14,7 @@ from pyralloy.families import (
     SCALE_CEILING,
     SCALE_FLOOR,
     Family,
+    Spread,
     VectorFamily,
     find_family,
 )
@@ -27,6 +31,7 @@ class MixtureHead(nn.Module):
 
     Locations are free; the log of each scale lies between a soft floor and a soft ceiling, 1/100
     and 100 times ``spread``, so that no output of the network makes a density infinite or zero.
+    Where some rows of y lie farther out than that, :meth:`widen` raises the ceiling to them.
 
     Args:
         in_features: Width H of the features.
@@ -42,6 +47,9 @@ class MixtureHead(nn.Module):
         spread: Standard deviation of y in the units the head works in; 1 where y is standardised.
         constant_scale: Whether scales ignore the features. One Normal component of constant scale
             is least squares.
+
+    Attributes:
+        octaves: Power of two by which the ceiling is raised, a buffer of shape ().
 
     Raises:
         TypeError: A size that is no integer, a spread that is no number.
@@ -83,7 +91,10 @@ class MixtureHead(nn.Module):
                 f"{self.family.name!r}."
             )
         self.in_features, self.components, self.targets = in_features, components, targets
-        self.spread, self.constant_scale = positive("spread", spread), constant_scale
+        self.spread, self.constant_scale = Spread(positive("spread", spread)), constant_scale
+        # How far the ceiling is raised, as a power of two: exact in any dtype, kept with the state.
+        self.register_buffer("octaves", torch.zeros(()))
+        self.register_load_state_dict_post_hook(_follow_octaves)
         if isinstance(self.family, VectorFamily):
             self._dims = (targets or 1,)
             outputs = self.family.outputs_for(*self._dims)
@@ -110,12 +121,25 @@ class MixtureHead(nn.Module):
         return [part.T for part in columns.split(self.components)]
 
     @torch.no_grad()
-    def place(self, loc: Tensor, scale: Tensor) -> None:
-        """Start the components at given places, all of equal weight and independent of x.
+    def widen(self, reach: float) -> None:
+        """Raise the ceiling of scales by the power of two at or above ``reach``; below 1, to none.
+
+        The floor stays: it follows the bulk of y, and the ceiling its farthest rows.
+        """
+        self.octaves.fill_(math.ceil(math.log2(max(1.0, reach))))
+        _follow_octaves(self)
+
+    @torch.no_grad()
+    def place(
+        self, loc: Tensor, scale: Tensor, weights: Tensor | None = None, *, bias_only: bool = False
+    ) -> None:
+        """Start the components at given places, almost or wholly independent of x.
 
         Args:
             loc: Shape (K,) or (K, D), in the units the head works in.
             scale: Spread of each component, likewise; between the head's floor and ceiling.
+            weights: Of the components, shape (K,), above 0; None for equal ones.
+            bias_only: Whether the features are to count for nothing, rather than for a little.
 
         Raises:
             ValueError: A shape other than these, or a scale out of reach.
@@ -126,17 +150,24 @@ class MixtureHead(nn.Module):
                 raise ValueError(
                     f"{name} has shape {tuple(values.shape)}: give {wanted}, one place a component."
                 )
-        low, high = SCALE_FLOOR * self.spread, SCALE_CEILING * self.spread
+        low, high = SCALE_FLOOR * self.spread, SCALE_CEILING * self.spread * self.spread.reach
         if self.family.support.shifts and not bool(((scale > low) & (scale < high)).all()):
             raise ValueError(
                 f"scale runs from {float(scale.min()):g} to {float(scale.max()):g}: this head's "
                 f"scales lie between {low:g} and {high:g}, which its spread sets."
             )
         raw = self.family.to_raw(loc, scale, self.spread)
-        self.outputs.weight.mul_(0.1)
-        self.outputs.bias[: self.components].zero_()
-        self.outputs.bias[self.components :].copy_(raw.transpose(0, 1).flatten())  # (P, K)
+        self.outputs.weight.mul_(0.0 if bias_only else 0.1)
+        logits, rest = self.outputs.bias.tensor_split([self.components])
+        logits.copy_(torch.zeros_like(logits) if weights is None else weights.log())
+        rest.copy_(raw.transpose(0, 1).flatten())  # (P, K)
 
     def extra_repr(self) -> str:
         """Describe the head in ``print(model)``."""
         return f"components={self.components}, targets={self.targets}, family={self.family.name}"
+
+
+def _follow_octaves(head: MixtureHead, _keys: Any = None) -> None:
+    """Read the ceiling from the buffer, where a state that was loaded has it."""
+    if not head.octaves.is_meta:
+        head.spread = Spread(float(head.spread), 2.0 ** float(head.octaves))

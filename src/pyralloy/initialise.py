@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from pyralloy.families import wrap
+from pyralloy.families.contract import scale_bounds
 from pyralloy.heads import MixtureHead
+from pyralloy.marginal import condensed
 from pyralloy.networks import MLP
+from pyralloy.scaling import FENCE
 
-__all__ = ["place_components", "redraw", "spread_kinks"]
+__all__ = ["place_components", "place_marginal", "redraw", "spread_kinks"]
 
 #: Rows of y that are looked at; more would not move a quantile by much.
 MOST_ROWS = 10_000
@@ -58,12 +61,20 @@ def spread_kinks(trunk: MLP, x: Tensor, generator: torch.Generator) -> None:
 def place_components(head: MixtureHead, y: Tensor, generator: torch.Generator) -> None:
     """Spread a head's components over the marginal distribution of y.
 
+    Where some rows lie far out, the ceiling of scales is raised to them, and of a scalar y they get
+    components of their own, of their own weight.
+
     Args:
         head: Changed in place.
         y: Standardised targets, shape (N,) or (N, D).
         generator: Source of randomness.
     """
+    farthest = float(y.abs().amax())
+    head.widen(farthest / FENCE)
     rows = torch.randperm(y.shape[0], generator=generator)[:MOST_ROWS].to(y.device)
+    if y.ndim == 1 and head.family.support.shifts and farthest > FENCE:
+        place_marginal(head, y, rows, bias_only=False)
+        return
     y = y[rows]
     count = head.components
     if head.family.support.circular:
@@ -79,6 +90,31 @@ def place_components(head: MixtureHead, y: Tensor, generator: torch.Generator) -
         nearest = torch.cdist(y, loc).amin(-1)
         scale = (nearest.square().mean() / y.shape[-1]).sqrt().clamp(0.1, 1.0).expand(loc.shape)
     head.place(loc, scale)
+
+
+@torch.no_grad()
+def place_marginal(
+    head: MixtureHead, y: Tensor, rows: Tensor | None = None, *, bias_only: bool = True
+) -> None:
+    """Make a head's density the marginal one of y, as nearly as its components can.
+
+    Args:
+        head: Changed in place; its family is not of angles.
+        y: Standardised targets, shape (N,).
+        rows: Which of them to look at; the least and the greatest are looked at in any case. None
+            for rows evenly spaced, at most 10,000.
+        bias_only: Whether the features are to count for nothing, rather than for a little.
+    """
+    if rows is None:
+        step = math.ceil(y.shape[0] / MOST_ROWS)
+        rows = torch.arange(0, y.shape[0], step, device=y.device)
+    extremes = torch.stack([y.argmin(), y.argmax()])
+    loc, scale, weights = condensed(y[torch.cat([rows, extremes]).unique()], head.components)
+    ends = (math.exp(v) for v in scale_bounds(head.spread))
+    scale = scale.clamp(*(v * f for v, f in zip(ends, (1.02, 0.98), strict=True)))
+    # The resolution of a location far out: what is narrower would see its rounding.
+    scale = scale.clamp_min(4 * torch.finfo(y.dtype).eps * loc.abs())
+    head.place(loc.to(y.dtype), scale.to(y.dtype), weights.to(y.dtype), bias_only=bias_only)
 
 
 def _places_of_angles(y: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

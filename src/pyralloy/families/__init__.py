@@ -3,7 +3,13 @@
 from pyralloy.families.arcs import wrap
 from pyralloy.families.bounded import BetaFamily, TruncatedNormalFamily
 from pyralloy.families.circular import VonMises, VonMisesFamily
-from pyralloy.families.contract import SCALE_CEILING, SCALE_FLOOR, Family, Support
+from pyralloy.families.contract import (
+    SCALE_CEILING,
+    SCALE_FLOOR,
+    Family,
+    Spread,
+    Support,
+)
 from pyralloy.families.counts import NegativeBinomialFamily, PoissonFamily
 from pyralloy.families.joint import JOINT, JointFamily, LowRankMultivariateStudentT
 from pyralloy.families.location_scale import (
@@ -52,6 +58,7 @@ __all__ = [
     "NormalFamily",
     "PoissonFamily",
     "Product",
+    "Spread",
     "StudentTFamily",
     "Support",
     "Truncated",

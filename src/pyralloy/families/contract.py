@@ -18,6 +18,7 @@ __all__ = [
     "SCALE_CEILING",
     "SCALE_FLOOR",
     "Family",
+    "Spread",
     "Support",
     "distance_from_partial_mean",
     "invert_cdf",
@@ -32,6 +33,33 @@ __all__ = [
 #: Soft bounds on the standard deviation of a component, relative to the spread of y. A finer floor
 #: lets components collapse on single rows of a small or rounded data set.
 SCALE_FLOOR, SCALE_CEILING = 1e-2, 1e2
+
+
+class Spread(float):
+    """The spread of y's bulk, and how much farther scales may reach.
+
+    A number like any other; :func:`scale_bounds` alone looks at the rest.
+
+    Attributes:
+        reach: Factor on the ceiling of scales, 1 unless some rows of y lie far out.
+
+    Example:
+        >>> low, high = scale_bounds(Spread(1.0, reach=1e4))
+        >>> round(math.exp(low), 6), round(math.exp(high))
+        (0.01, 1000000)
+    """
+
+    reach: float
+
+    def __new__(cls, value: float, reach: float = 1.0) -> Spread:
+        """Make a float that knows its reach."""
+        self = super().__new__(cls, value)
+        self.reach = reach
+        return self
+
+    def __getnewargs__(self) -> tuple[float, float]:
+        """Let copies keep the reach."""
+        return float(self), self.reach
 
 
 class Support(NamedTuple):
@@ -213,8 +241,13 @@ MEAN_BOUNDS, RATIO_BOUNDS = (1e-8, 1e4), (1e-2, 2.0)
 
 
 def scale_bounds(spread: float) -> tuple[float, float]:
-    """Give the ends between which the log of a component's standard deviation lies."""
-    return math.log(SCALE_FLOOR * spread), math.log(SCALE_CEILING * spread)
+    """Give the ends between which the log of a component's standard deviation lies.
+
+    The floor follows the bulk of y, the ceiling its farthest rows where ``spread`` is a
+    :class:`Spread`.
+    """
+    reach = spread.reach if isinstance(spread, Spread) else 1.0
+    return math.log(SCALE_FLOOR * spread), math.log(SCALE_CEILING * spread * reach)
 
 
 def positive_from_raw(raw: Sequence[Tensor], spread: float) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from pyralloy.inference.objective import LOCK
 from pyralloy.inference.rows import (
     Rows,
     checked,
+    require_reach,
     require_spread,
     split,
     standardised,
@@ -138,6 +139,7 @@ def gather(
         rows = weighted_alike(checked(model, x, y, weights))
     kept, held_out = split(rows, validation, model, generator)
     require_spread(kept.y)
+    require_reach(kept.y, None if held_out is None else held_out.y, model.head.family)
     given = (rows, held_out) if pair and held_out is not None else (rows,)
     owned = kept.x is not rows.x
     if reading is not None:

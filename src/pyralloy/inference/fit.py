@@ -38,6 +38,8 @@ class Fit:
             nothing was held out), of a density of y that ignores x: what the model must beat.
         best_step: The step whose weights the model holds.
         interrupted: Whether Ctrl-C ended the fit before its time.
+        diagnostics: What looks wrong with the data or the fit, and what helps, a sentence each; the
+            same are given as :class:`~pyralloy.inference.diagnostics.FitWarning`.
 
     Example:
         >>> import pyralloy as pa
@@ -55,6 +57,7 @@ class Fit:
     marginal: float
     best_step: int
     interrupted: bool = False
+    diagnostics: tuple[str, ...] = ()
 
     def density(self, x: Any) -> Mixture:
         """Give the density of y at ``x``, without gradients.

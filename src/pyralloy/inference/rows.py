@@ -12,10 +12,28 @@ from pyralloy.checks import as_values, paired, positive
 from pyralloy.families import Family, VectorFamily
 from pyralloy.model import MDN
 from pyralloy.networks import MLP
+from pyralloy.scaling import BLOCK, bulk
 
-__all__ = ["Rows", "checked", "require_spread", "split", "standardised", "weighted_alike"]
+__all__ = [
+    "Rows",
+    "checked",
+    "copies",
+    "require_reach",
+    "require_spread",
+    "split",
+    "standardised",
+    "weighted_alike",
+]
 
+#: Robust spreads from the median beyond which a y is refused: float32 holds seven digits, and one
+#: component has to tell such a row from the others.
+REACH = 1e9
 
+#: Share of rows that are copies, from which on copies are held out together; fewer change little.
+COPIES = 0.05
+
+#: Rows from which on a sample of 100,000 says first whether there are copies at all.
+MANY_ROWS = 1_000_000
 #: Most rows that a fraction holds out: more would cost time and hardly sharpen the choice.
 MOST_HELD_OUT = 100_000
 
@@ -68,7 +86,11 @@ def split(
     model: MDN,
     generator: torch.Generator,
 ) -> tuple[Rows, Rows | None]:
-    """Give the rows to train on and those held out."""
+    """Give the rows to train on and those held out.
+
+    Rows that are copies of one another, where one row in twenty is one, are held out together or
+    not at all: a held-out copy of a training row would reward learning by heart.
+    """
     if validation is None:
         return rows, None
     if isinstance(validation, tuple | list):
@@ -90,6 +112,7 @@ def split(
         )
     short = torch.int32 if count < 2**31 else torch.int64  # half the memory
     order = torch.randperm(count, generator=generator, dtype=short).to(rows.x.device)
+    order, held = _together(copies(rows), order, held)
     out, kept = order[:held].clone(), torch.ones(count, dtype=torch.bool, device=order.device)
     kept[out.long()] = False
     del order
@@ -121,6 +144,62 @@ def weighted_alike(rows: Rows) -> Rows:
         counted = weights.nonzero()[:, 0]
         rows, weights = rows.at(counted), weights[counted]
     return rows._replace(weights=weights / weights.mean())
+
+
+def copies(rows: Rows) -> Tensor | None:
+    """Number sets of rows that are copies: of the same x and, wherever that x is, the same y.
+
+    Rows of a discrete x share it by chance, but then not y as well.
+
+    Returns:
+        The number of each row's set, shape (N,); None if less than one row in twenty is a copy.
+    """
+    count = len(rows.y)
+    if count > MANY_ROWS:
+        generator = torch.Generator().manual_seed(0)
+        some = torch.randint(count, (100_000,), generator=generator).unique().to(rows.x.device)
+        if len(_fingerprints(rows.x[some]).unique()) == len(some):
+            return None
+    _, x, size = _fingerprints(rows.x).unique(return_inverse=True, return_counts=True)
+    if len(size) > (1 - COPIES) * count:
+        return None
+    y = _fingerprints(rows.y)
+    least, most = (
+        torch.empty_like(size).scatter_reduce(0, x, y, reduce, include_self=False)
+        for reduce in ("amin", "amax")
+    )
+    same = (least == most)[x]
+    sets = torch.where(same, x, len(size) + torch.arange(count, device=x.device))
+    return sets if len(sets.unique()) <= (1 - COPIES) * count else None
+
+
+def _together(sets: Tensor | None, order: Tensor, held: int) -> tuple[Tensor, int]:
+    """Put sets of copies together in the order, and the number held out where two sets meet."""
+    if sets is None:
+        return order, held
+    count = len(order)
+    numbers = sets[order].unique(return_inverse=True)[1]
+    place = torch.arange(count, device=order.device)
+    first = torch.full_like(place, count).scatter_reduce(0, numbers, place, "amin")[numbers]
+    together = first.argsort(stable=True)
+    ends = (first[together].diff() > 0).nonzero()[:, 0] + 1  # rows before each next set
+    ends = ends[ends <= count - 2]
+    if len(ends) == 0:
+        return order, held
+    return order[together], int(ends[(ends - held).abs().argmin()])
+
+
+def _fingerprints(values: Tensor) -> Tensor:
+    """Hash each row of numbers (N, ...) into an integer of 64 bits, (N,)."""
+    width = max(1, values[0].numel())
+    generator = torch.Generator().manual_seed(0)
+    odd = torch.randint(2**62, (width,), generator=generator).to(values.device) * 2 + 1
+    parts = []
+    for block in values.split(max(1, BLOCK // width)):
+        # Zero added, so that the two zeros are one.
+        bits = (block.reshape(len(block), -1).to(torch.float64) + 0.0).view(torch.int64)
+        parts.append((((bits ^ (bits >> 32)) * odd) ^ (bits >> 17)).sum(-1))
+    return torch.cat(parts)
 
 
 def _require_support(y: Tensor, family: Family | VectorFamily) -> None:
@@ -164,6 +243,29 @@ def require_spread(y: Tensor) -> None:
             f"{where} is constant in the rows to train on: its density would be a point mass; "
             "leave it out, or check that the right column was taken."
         )
+
+
+def require_reach(trained: Tensor, held_out: Tensor | None, family: Family | VectorFamily) -> None:
+    """Check that no y is so far from the others that it can only be a mark or a mistake.
+
+    Farther inputs than that are let in: they are squeezed (see :class:`~pyralloy.scaling
+    .Standardizer`), since nothing has to be predicted of them.
+    """
+    if not family.support.scales or family.support.circular:
+        return
+    most = bulk(trained)
+    for name, y in (("y", trained), ("y of validation", held_out)):
+        if y is None:
+            continue
+        away = most.farness(y)
+        far = (away > REACH).reshape(len(y), -1).any(-1)
+        if bool(far.any()):
+            first = int(far.nonzero()[0])
+            raise ValueError(
+                f"{name} holds {y[first].tolist()}, {float(away[first].max()):.0e} spreads from "
+                f"the median, and {int(far.sum())} such rows of {len(y)}: at most {REACH:g} is "
+                "taken; drop those rows, or replace what stands for a missing value."
+            )
 
 
 def standardised(model: MDN, rows: Rows, *, reuse: bool = False) -> Rows:

@@ -16,18 +16,20 @@ from pyralloy.checks import integer, positive
 from pyralloy.inference.batches import Batches, BatchSource
 from pyralloy.inference.checkpoint import Files, Saving, checked_files, layout
 from pyralloy.inference.data import Data, gather
+from pyralloy.inference.diagnostics import FitWarning, settled
 from pyralloy.inference.engine import Engine
 from pyralloy.inference.fit import Fit
 from pyralloy.inference.interrupts import Stop, interrupts
 from pyralloy.inference.objective import FlatParameters, Objective, empty_guide, pyro_runtime
 from pyralloy.inference.rows import Rows, standardised
 from pyralloy.inference.schedules import Schedule, one_cycle
-from pyralloy.inference.training import Callback, Plan, train
+from pyralloy.inference.training import Callback, Plan, ended_by_itself, train
 from pyralloy.initialise import place_components, redraw, spread_kinks
 from pyralloy.marginal import marginal_density
 from pyralloy.mixture import Mixture
 from pyralloy.model import MDN
 from pyralloy.networks import MLP
+from pyralloy.scaling import INPUT_LIMIT
 
 __all__ = ["fit"]
 
@@ -177,13 +179,15 @@ def fit(
             files,
             initialise=initialise,
         )
-        fitted = _fit(model, ready, stop)
+        fitted = _fit(model, ready, stop, begun=initialise)
     if fitted.interrupted:
         warnings.warn(
             f"the fit was interrupted at step {fitted.history.step[-1]} of {max_steps}; the model "
             f"holds the weights of step {fitted.best_step}.",
             stacklevel=2,
         )
+    for said in fitted.diagnostics:
+        warnings.warn(said, FitWarning, stacklevel=2)
     return fitted
 
 
@@ -197,6 +201,7 @@ class _Ready(NamedTuple):
     """A fit that can begin."""
 
     batches: BatchSource
+    rows: Rows
     held_out: Rows | None
     plan: Plan
     size: int
@@ -208,7 +213,7 @@ def _prepare(model: MDN, data: Data, plan: Plan, files: Files, *, initialise: bo
     identity = data.identity() if files.used else {}
     rows, held_out = data.rows, data.held_out
     support = model.head.family.support
-    model.x_scaling.fit(rows.x)
+    model.x_scaling.fit(rows.x, limit=INPUT_LIMIT)
     model.y_scaling.fit(rows.y, support)
     marginal = marginal_density(rows.y, circular=support.circular)
     plan = replace(
@@ -230,10 +235,10 @@ def _prepare(model: MDN, data: Data, plan: Plan, files: Files, *, initialise: bo
     else:
         batches = data.reading.batches(model)
         saving = replace(saving, riders={"batches": batches})
-    return _Ready(batches, held_out, plan, data.size, saving)
+    return _Ready(batches, rows, held_out, plan, data.size, saving)
 
 
-def _fit(model: MDN, ready: _Ready, stop: Stop) -> Fit:
+def _fit(model: MDN, ready: _Ready, stop: Stop, *, begun: bool) -> Fit:
     """Train through Pyro's ELBO, whose runtime is held meanwhile."""
     plan, device = ready.plan, next(model.parameters()).device
     evaluate = None if ready.held_out is None else _evaluation(model, ready.held_out)
@@ -254,7 +259,10 @@ def _fit(model: MDN, ready: _Ready, stop: Stop) -> Fit:
         finally:
             parameters.release()
             model.eval()
-    return Fit(model, trace.history(), plan.baseline, trace.best_step, trace.interrupted)
+    fitted = Fit(model, trace.history(), plan.baseline, trace.best_step, trace.interrupted)
+    # Of weighted rows it cannot say yet which density is better.
+    complete = begun and ended_by_itself(trace, plan) and ready.rows.weights is None
+    return settled(fitted, ready.rows, ready.held_out, returns=trace.returns, complete=complete)
 
 
 def _initialise(model: MDN, z: Tensor, t: Tensor, generator: torch.Generator) -> None:

@@ -18,16 +18,13 @@ from pyralloy.inference.batches import BatchSource
 from pyralloy.inference.checkpoint import Generators, Place, Rider, Saving
 from pyralloy.inference.engine import Engine
 from pyralloy.inference.interrupts import Stop
+from pyralloy.inference.recovery import Diverged, Recovery
 from pyralloy.inference.schedules import Schedule, one_cycle
 
-__all__ = ["Callback", "Diverged", "Plan", "Trace", "train"]
+__all__ = ["Callback", "Diverged", "Plan", "Trace", "ended_by_itself", "train"]
 
 #: Called at each evaluation as ``callback(step, metrics)``; a true answer ends the fit.
 Callback = Callable[[int, Mapping[str, float]], Any]
-
-
-class Diverged(FloatingPointError):
-    """A loss is no longer finite; the model holds the best weights before."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +74,13 @@ class Plan:
 
 @dataclass
 class Trace:
-    """What the loop saw: rows of the history, the best step, and whether it was interrupted."""
+    """What the loop saw: the history, the best step, interrupts, returns to finite weights."""
 
     rows: list[tuple[int, float, float, float, int]] = field(default_factory=list)
     best_step: int = 0
     best_loss: float = math.inf
     interrupted: bool = False
+    returns: list[int] = field(default_factory=list)
     total: float = 0.0  # of the losses since the last row
     counted: int = 0
     clipped: int = 0  # steps, until the last row
@@ -136,7 +134,8 @@ def train(
         The :class:`Trace`. Where it was stopped, the weights are the best (or last) so far.
 
     Raises:
-        Diverged: The loss or the weights are no longer finite.
+        Diverged: The loss or the weights are no longer finite, however often
+            :class:`~pyralloy.inference.recovery.Recovery` goes back to half the rate.
     """
     stop, saving = stop or Stop(), saving or Saving()
     with _bar(plan) as bar, engine.parameters.ending_with_kept():
@@ -144,19 +143,27 @@ def train(
         step, finished = run.begin()
         while not finished:
             step += 1
-            run.step(step, batches.at(step - 1))
+            finite = run.step(step, batches.at(step - 1))
             stopping, planned = stop.requested, step % plan.every == 0 or step == plan.max_steps
-            if planned:
-                run.look(step)
-                finished = run.ended(step) or step == plan.max_steps
+            if finite and planned:
+                finite = run.look(step)
+                finished = finite and run.ended(step)
+            finished = finished or step == plan.max_steps
             # Written before what only a stopped fit does, which a resumed one must not see.
             run.save(Place(step, finished), now=finished or stopping)
-            if stopping and not planned:
-                run.look(step)
-            if stopping:
+            if stopping and finite and (planned or run.look(step)):
                 break
-    run.trace.interrupted = stop.requested
+        if not run.trace.rows:  # too few steps to go back as often as it may
+            raise run.recovery.error()
+    run.trace.interrupted, run.trace.returns = stop.requested, run.recovery.steps
     return run.trace
+
+
+def ended_by_itself(trace: Trace, plan: Plan) -> bool:
+    """Say whether all steps were taken or patience ended, and neither a callback nor Ctrl-C did."""
+    last = trace.rows[-1][0]
+    patient = plan.patience is not None and last - trace.best_step >= plan.patience * plan.every
+    return not trace.interrupted and (last == plan.max_steps or patient)
 
 
 class _Run:
@@ -173,8 +180,15 @@ class _Run:
         self.trace, self._engine, self._plan, self._evaluate = Trace(), engine, plan, evaluate
         self._saving, self._bar, self._start = saving, bar, time.perf_counter()
         generators = Generators(engine.parameters.vector.device)
-        own = {"engine": engine, "weights": engine.parameters, "trace": self.trace}
-        self._riders: dict[str, Rider] = {**own, "generators": generators, **saving.riders}
+        self.recovery = Recovery(engine)
+        self._riders: dict[str, Rider] = {
+            "engine": engine,
+            "weights": engine.parameters,
+            "recovery": self.recovery,
+            "trace": self.trace,
+            "generators": generators,
+            **saving.riders,
+        }
 
     def begin(self) -> Place:
         """Put a saved state in place, if there is one, and say where the fit stands."""
@@ -191,8 +205,8 @@ class _Run:
             self.trace.elapsed = time.perf_counter() - self._start
             checkpoint.write(place, self._riders)
 
-    def step(self, step: int, batch: tuple[Tensor, ...]) -> None:
-        """Take one step of the optimiser."""
+    def step(self, step: int, batch: tuple[Tensor, ...]) -> bool:
+        """Take one step of the optimiser, and say whether its loss was finite."""
         plan, trace = self._plan, self.trace
         share = plan.schedule(step - 1, plan.max_steps)
         if not 0.0 <= share < math.inf:
@@ -200,19 +214,29 @@ class _Run:
                 f"schedule gave {share!r} for step {step - 1} of {plan.max_steps}: it must give a "
                 "finite fraction of learning_rate, 0 or more."
             )
-        loss = float(self._engine.step(batch, plan.learning_rate * share))
-        _require_finite(loss, "loss", step, trace)
+        rate = self.recovery.factor * plan.learning_rate * share
+        loss = float(self._engine.step(batch, rate))
+        if not self.recovery.accepts("loss", loss, step, batch):
+            return False
         trace.total, trace.counted = trace.total + loss, trace.counted + 1
+        return True
 
-    def look(self, step: int) -> None:
-        """Evaluate the averaged weights, keep them if they are the best, and note it all down."""
+    def look(self, step: int) -> bool:
+        """Evaluate the averaged weights, keep them if they are the best, and note it all down.
+
+        Returns:
+            Whether all was finite; if not, nothing is noted.
+        """
         plan, trace, engine = self._plan, self.trace, self._engine
-        _require_finite(float(engine.average.sum()), "sum of the weights", step, trace)
+        if not self.recovery.accepts("sum of the weights", float(engine.average.sum()), step):
+            return False
         held_out = math.nan
         if self._evaluate is not None:
             with engine.parameters.holding(engine.average):
                 held_out = self._evaluate()
-            _require_finite(held_out, "held-out loss", step, trace)
+            if not self.recovery.accepts("held-out loss", held_out, step):
+                return False
+        self.recovery.note(step)
         if self._evaluate is None or held_out < trace.best_loss:
             trace.best_loss, trace.best_step = held_out, step
             engine.parameters.keep(engine.average)
@@ -221,6 +245,7 @@ class _Run:
         trace.rows.append((step, *losses, seconds, clipped - trace.clipped))
         trace.total, trace.counted, trace.clipped = 0.0, 0, clipped
         _show(self._bar, (step, *losses), plan)
+        return True
 
     def ended(self, step: int) -> bool:
         """Ask the callback, which sees the averaged weights, and patience."""
@@ -233,15 +258,6 @@ class _Run:
                 if plan.callback(step, metrics):
                     return True
         return plan.patience is not None and step - trace.best_step >= plan.patience * plan.every
-
-
-def _require_finite(value: float, name: str, step: int, trace: Trace) -> None:
-    if not math.isfinite(value):
-        raise Diverged(
-            f"the {name} became {value} at step {step}; the model holds the weights of step "
-            f"{trace.best_step}. Lower learning_rate, or look for outliers in x and y, of the rows "
-            "held out too."
-        )
 
 
 @contextmanager
