@@ -16,6 +16,9 @@ __all__ = ["condensed", "marginal_density"]
 #: Kernels of the estimate; more would change its log density in the third digit.
 MOST_KERNELS = 1_000
 
+#: Widths of a kernel between a lone value and the next.
+LONE = 20.0
+
 #: Normals that stand for a smooth density; more would follow its noise.
 MOST_RUNS = 30
 
@@ -94,7 +97,24 @@ def condensed(y: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
         copies[max(range(len(runs)), key=lambda i: len(runs[i]) / copies[i])] += 1
     repeats = torch.tensor(copies, device=y.device)
     loc, scale, weight = _normals(runs, width)
-    return tuple(v.repeat_interleave(repeats) for v in (loc, scale, weight / repeats))
+    scale = torch.maximum(scale, _tails(loc, scale, [bool(r[0] == r[-1]) for r in runs]))
+    loc, scale, weight = (v.repeat_interleave(repeats) for v in (loc, scale, weight / repeats))
+    return loc, scale, weight
+
+
+def _tails(loc: Tensor, scale: Tensor, single: list[bool]) -> Tensor:
+    """Give what scales must be at least: of lone values far apart, half the gap to the next one.
+
+    Several of them are a heavy tail, of which the next rows will lie between and beyond; one is
+    taken for a value that may come again.
+    """
+    least = torch.zeros_like(scale)
+    if len(loc) < 3:
+        return least
+    gap = loc.diff()
+    gap = torch.minimum(torch.cat([gap[:1], gap]), torch.cat([gap, gap[-1:]]))
+    lone = torch.tensor(single, device=loc.device) & (gap > LONE * scale)
+    return torch.where(lone, gap / 2, least) if int(lone.sum()) > 1 else least
 
 
 def _cut(runs: list[Tensor], count: int, width: Tensor, *, entropy: bool) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -134,9 +135,10 @@ class Recovery:
             return (), 0
         x, y = (torch.cat([b[i] for b in self._batches])[:MOST_NAMED] for i in (0, 1))
         parameters = self._engine.parameters
+        model: Any = parameters.module
         bad = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for row in range(len(x)):
-            loss = -parameters.module.network(x[row : row + 1]).log_prob(y[row : row + 1]).sum()
+            loss = -model.network(x[row : row + 1]).log_prob(y[row : row + 1]).sum()
             loss.backward()
             bad[row] = not bool(loss.isfinite() & parameters.gradient.isfinite().all())
             parameters.gradient.zero_()
