@@ -136,7 +136,8 @@ def _against_marginal(fit: Fit, trained: Rows, held_out: Rows | None) -> tuple[F
     reference = _without_copies(Rows(reference.x[::step], reference.y[::step]))
     learnt = _scores(model, reference)
     marginal = marginal_density(trained.y, circular=support.circular)
-    against = _verdict(learnt, _in_chunks(marginal.log_prob, reference.y))
+    kernels = _in_chunks(marginal.log_prob, reference.y)
+    against = _verdict(learnt, kernels)
     if against.better and not blind:
         return fit, []
     gain = f"held-out gain {against.gain:.3f} +- {against.error:.3f} nats a row"
@@ -153,7 +154,8 @@ def _against_marginal(fit: Fit, trained: Rows, held_out: Rows | None) -> tuple[F
     state = {name: v.clone() for name, v in model.head.state_dict().items()}
     place_marginal(model.head, trained.y)
     still = _scores(model, reference)
-    if _verdict(learnt, still).better and not blind:
+    beyond = _verdict(kernels, still).better  # beyond what the head's components can express
+    if beyond and _verdict(learnt, still).better and not blind:
         model.head.load_state_dict(state)
         if against.gain > 0:  # by chance, maybe, but better than all that the head knows
             return fit, []
