@@ -129,6 +129,16 @@ def test_a_fit_that_learnt_nothing_is_the_marginal_density():
     assert float(gap) > -0.05
 
 
+def test_a_vector_fit_that_learnt_nothing_is_the_marginal_density_too():
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(400, 2)) @ np.array([[1.0, 0.8], [0.0, 0.6]])
+    fit = warned(rng.normal(size=(400, 2)), y, "not better than the density", components=20)
+    fresh = torch.as_tensor(rng.normal(size=(5000, 2)) @ np.array([[1.0, 0.8], [0.0, 0.6]]))
+    density, kernels = fit.density(rng.normal(size=(1, 2))), marginal_density(torch.as_tensor(y))
+    gap = density.log_prob(fresh[:, None]).mean() - kernels.log_prob(fresh).mean()
+    assert fit.best_step == 0 and float(gap) > -0.05
+
+
 def test_one_component_is_told_to_take_more():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(400, 1))
