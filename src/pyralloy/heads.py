@@ -67,6 +67,8 @@ class MixtureHead(nn.Module):
         >>> loss = -density.log_prob(torch.zeros(5)).mean()
     """
 
+    octaves: Tensor
+
     def __init__(
         self,
         in_features: int,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pyralloy.families import wrap
 from pyralloy.families.contract import scale_bounds
 from pyralloy.heads import MixtureHead
-from pyralloy.marginal import condensed
+from pyralloy.marginal import bandwidth, condensed
 from pyralloy.networks import MLP
 from pyralloy.scaling import FENCE
 
@@ -100,16 +100,20 @@ def place_marginal(
 
     Args:
         head: Changed in place; its family is not of angles.
-        y: Standardised targets, shape (N,).
-        rows: Which of them to look at; the least and the greatest are looked at in any case. None
-            for rows evenly spaced, at most 10,000.
+        y: Standardised targets, shape (N,) or (N, D).
+        rows: Which of them to look at; of a scalar y the least and the greatest are looked at in
+            any case. None for rows evenly spaced, at most 10,000.
         bias_only: Whether the features are to count for nothing, rather than for a little.
     """
     if rows is None:
         step = math.ceil(y.shape[0] / MOST_ROWS)
         rows = torch.arange(0, y.shape[0], step, device=y.device)
-    extremes = torch.stack([y.argmin(), y.argmax()])
-    loc, scale, weights = condensed(y[torch.cat([rows, extremes]).unique()], head.components)
+    if y.ndim == 1:
+        extremes = torch.stack([y.argmin(), y.argmax()])
+        found = condensed(y[torch.cat([rows, extremes]).unique()], head.components)
+    else:
+        found = _clusters(y[rows], head.components)
+    loc, scale, weights = found
     ends = (math.exp(v) for v in scale_bounds(head.spread))
     scale = scale.clamp(*(v * f for v, f in zip(ends, (1.02, 0.98), strict=True)))
     # The resolution of a location far out: what is narrower would see its rounding.
@@ -132,6 +136,16 @@ def _places_of_angles(y: Tensor, count: int, generator: torch.Generator) -> tupl
     nearest = torch.cdist(points, torch.cat([loc.cos(), loc.sin()], -1)).amin(-1)
     scale = (nearest.square().mean() / y.shape[-1]).sqrt().clamp(0.1, 1.0)
     return loc, scale.expand(loc.shape)
+
+
+def _clusters(y: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Condense rows (N, D) to Normals of diagonal covariance, one a cluster, kernels included."""
+    loc = _centres(y, count, torch.Generator().manual_seed(0))
+    owner = torch.cdist(y, loc).argmin(-1)
+    size = torch.bincount(owner, minlength=count).to(y.dtype)
+    away = torch.zeros_like(loc).index_add_(0, owner, (y - loc[owner]).square())
+    variance = away / size.clamp_min(1)[:, None] + bandwidth(y.sort(0).values).square()
+    return loc, variance.sqrt(), (size.clamp_min(0.1) / size.clamp_min(0.1).sum())
 
 
 def _centres(y: Tensor, count: int, generator: torch.Generator) -> Tensor:

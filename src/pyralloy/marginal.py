@@ -11,10 +11,13 @@ from torch import Tensor
 from pyralloy.families import VonMises, wrap
 from pyralloy.mixture import Mixture
 
-__all__ = ["condensed", "marginal_density"]
+__all__ = ["bandwidth", "condensed", "marginal_density"]
 
 #: Kernels of the estimate; more would change its log density in the third digit.
 MOST_KERNELS = 1_000
+
+#: Widths of a kernel between a lone value and the next.
+LONE = 20.0
 
 #: Normals that stand for a smooth density; more would follow its noise.
 MOST_RUNS = 30
@@ -49,14 +52,14 @@ def marginal_density(y: Tensor, *, circular: bool = False) -> Mixture:
     middle_angle = torch.atan2(y.sin().mean(0), y.cos().mean(0))
     y = wrap(y - middle_angle) if circular else y
     rows, ordered = y.shape[0], y.sort(0).values
-    bandwidth = _bandwidth(ordered)
+    width = bandwidth(ordered)
     count = min(rows, MOST_KERNELS)
     index = ((torch.arange(count, device=y.device) + 0.5) * (rows / count)).long()
     places = (ordered if y.ndim == 1 else y)[index]
     if circular:
-        kernels = VonMises(wrap(places + middle_angle), bandwidth.reciprocal().square())
+        kernels = VonMises(wrap(places + middle_angle), width.reciprocal().square())
     else:
-        kernels = dist.Normal(places, bandwidth)
+        kernels = dist.Normal(places, width)
     weights = torch.full((count,), -math.log(count), dtype=y.dtype, device=y.device)
     return Mixture(dist.Categorical(logits=weights), kernels.to_event(y.ndim - 1))
 
@@ -84,7 +87,7 @@ def condensed(y: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
         [[1.5, 1000000.0], [0.875, 0.125]]
     """
     ordered = y.to(torch.float64).sort().values
-    width = _bandwidth(ordered)
+    width = bandwidth(ordered)
     few = _cut([ordered], count, width, entropy=True)
     many = _cut(few, min(count, MOST_RUNS), width, entropy=False)
     gain = _likelihood(ordered, many, width) - _likelihood(ordered, few, width)
@@ -94,7 +97,24 @@ def condensed(y: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
         copies[max(range(len(runs)), key=lambda i: len(runs[i]) / copies[i])] += 1
     repeats = torch.tensor(copies, device=y.device)
     loc, scale, weight = _normals(runs, width)
-    return tuple(v.repeat_interleave(repeats) for v in (loc, scale, weight / repeats))
+    scale = torch.maximum(scale, _tails(loc, scale, [bool(r[0] == r[-1]) for r in runs]))
+    loc, scale, weight = (v.repeat_interleave(repeats) for v in (loc, scale, weight / repeats))
+    return loc, scale, weight
+
+
+def _tails(loc: Tensor, scale: Tensor, single: list[bool]) -> Tensor:
+    """Give what scales must be at least: of lone values far apart, half the gap to the next one.
+
+    Several of them are a heavy tail, of which the next rows will lie between and beyond; one is
+    taken for a value that may come again.
+    """
+    least = torch.zeros_like(scale)
+    if len(loc) < 3:
+        return least
+    gap = loc.diff()
+    gap = torch.minimum(torch.cat([gap[:1], gap]), torch.cat([gap, gap[-1:]]))
+    lone = torch.tensor(single, device=loc.device) & (gap > LONE * scale)
+    return torch.where(lone, gap / 2, least) if int(lone.sum()) > 1 else least
 
 
 def _cut(runs: list[Tensor], count: int, width: Tensor, *, entropy: bool) -> list[Tensor]:
@@ -153,11 +173,11 @@ def _running(run: Tensor, width: Tensor, *, entropy: bool) -> Tensor:
     return count * (cost - count.log() if entropy else cost)
 
 
-def _bandwidth(ordered: Tensor) -> Tensor:
+def bandwidth(ordered: Tensor) -> Tensor:
     """Give Silverman's robust bandwidth of rows in order (N,) or (N, D), by dimension."""
     rows, dims = ordered.shape[0], 1 if ordered.ndim == 1 else ordered.shape[1]
     middle = ordered[round(0.75 * (rows - 1))] - ordered[round(0.25 * (rows - 1))]
     deviation = ordered.std(0)
     spread = torch.where(middle > 0, torch.minimum(deviation, middle / 1.34), deviation)
-    bandwidth = 0.9 * spread * rows ** (-1.0 / (dims + 4))
-    return bandwidth.clamp_min(1e-6 * deviation.clamp_min(torch.finfo(ordered.dtype).tiny))
+    width = 0.9 * spread * rows ** (-1.0 / (dims + 4))
+    return width.clamp_min(1e-6 * deviation.clamp_min(torch.finfo(ordered.dtype).tiny))

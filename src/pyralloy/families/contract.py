@@ -57,10 +57,6 @@ class Spread(float):
         self.reach = reach
         return self
 
-    def __getnewargs__(self) -> tuple[float, float]:
-        """Let copies keep the reach."""
-        return float(self), self.reach
-
 
 class Support(NamedTuple):
     """Where y can lie, and so how it may be standardised.

@@ -66,11 +66,19 @@ def fit(
 ) -> Fit:
     r"""Train a model by maximum likelihood, through Pyro's ELBO with an empty guide.
 
-    x and y are standardised with the training rows' means and deviations, the components are
-    spread over y, and Adam minimises the negative log likelihood on minibatches under a one-cycle
-    schedule. Of the weights seen, averaged over a few dozen steps, those best on the held-out rows
-    are kept. Ctrl-C ends the fit at the next step, with a warning and the best weights so far in
-    the model; a handler of one's own for that signal is left alone.
+    x and y are standardised with the means and deviations of the training rows, without those
+    beyond 20 robust spreads of the median; inputs farther than 20 deviations grow only as a
+    logarithm, whatever their size. The components are spread over y, and Adam minimises the
+    negative log likelihood on minibatches under a one-cycle schedule. Of the weights seen, averaged
+    over a few dozen steps, those best on the held-out rows are kept. Ctrl-C ends the fit at the
+    next step, with a warning and the best weights so far in the model; a handler of one's own for
+    that signal is left alone.
+
+    Where a loss or a weight is no longer finite, the fit goes back to finite weights and on at half
+    the rate, at most eight times. Weights that in the end are not better than the density of y that
+    ignores x, beyond chance on the held-out rows, are replaced by that density, as far as the
+    components can express it. What looks wrong is said as a
+    :class:`~pyralloy.inference.diagnostics.FitWarning` and kept in ``diagnostics``.
 
     Args:
         model: Trained in place.
@@ -87,8 +95,8 @@ def fit(
             density ignore them.
         size: Number of rows in the whole data, where ``x`` gives batches; else None.
         validation: What is held out to choose the weights: a fraction of the rows (no more than
-            100,000 of them), a pair ``(x, y)``, a triple with weights, or None for nothing, when
-            the last weights are kept.
+            100,000 of them), of which copies of one another stay together, a pair ``(x, y)``, a
+            triple with weights, or None for nothing, when the last weights are kept.
         patience: Evaluations without improvement (there are 100 in ``max_steps``) that end the fit;
             None runs all steps. Needs held-out rows.
         seed: Source of the rows held out, the initial weights of the head and of an
@@ -133,10 +141,11 @@ def fit(
     Raises:
         TypeError: Strings, objects or complex numbers in x or y; an argument of the wrong type.
         ValueError: NaN, infinity or no rows in x or y; lengths that differ; fewer than two rows to
-            train on; a y without spread; an argument out of range; a checkpoint that is damaged,
-            or of another fit.
+            train on; a y without spread, or farther than 1e9 robust spreads from the others; an
+            argument out of range; a checkpoint that is damaged, or of another fit.
         FileNotFoundError: No checkpoint to resume from, or no folder to write it to.
-        Diverged: The loss is no longer finite (a ``FloatingPointError``).
+        Diverged: The loss is no longer finite, however often the rate is halved (a
+            ``FloatingPointError``); the model holds the best weights before.
 
     Example:
         >>> import pyralloy as pa
