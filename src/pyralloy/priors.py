@@ -61,6 +61,9 @@ class Each(Prior):
     Args:
         distribution: A Pyro distribution on the real line, whose shape broadcasts to each weight's.
 
+    Raises:
+        ValueError: A distribution on less than the real line.
+
     Example:
         >>> prior = Each(dist.Laplace(0.0, 1.0))
         >>> prior.distributions({"weight": torch.zeros(3, 2)}, {})["weight"].event_shape
@@ -69,13 +72,22 @@ class Each(Prior):
 
     distribution: Any
 
+    def __post_init__(self) -> None:
+        support = self.distribution.support
+        far = torch.full(self.distribution.shape(), 1e4)
+        if support.is_discrete or not bool((support.check(far) & support.check(-far)).all()):
+            raise ValueError(
+                f"prior {self.distribution!r} is not on the whole real line: a weight may have any "
+                "value."
+            )
+
     def distributions(
         self, weights: Mapping[str, Tensor], scales: Mapping[str, Tensor]
     ) -> dict[str, Any]:
         """Expand the distribution to each weight.
 
         Raises:
-            ValueError: A shape that does not fit, a support other than the real line.
+            ValueError: A shape that does not fit.
         """
         del scales
         return {name: _shaped(self.distribution, name, weight) for name, weight in weights.items()}
@@ -292,12 +304,6 @@ def _shaped(distribution: Any, name: str, weight: Tensor) -> Any:
             f"prior of batch shape {tuple(own)} and event shape {tuple(made.event_shape)} does not "
             f"fit the weight {name!r} of shape {tuple(weight.shape)}: give one whose shape "
             "broadcasts to it, as dist.Normal(0.0, 1.0), or choose weights by priors.ByName."
-        )
-    far = torch.full_like(weight, 1e4)
-    support = made.support
-    if support.is_discrete or not bool((support.check(far) & support.check(-far)).all()):
-        raise ValueError(
-            f"prior {distribution!r} is not on the whole real line: a weight may have any value."
         )
     return made.expand(batch).to_event(len(batch))
 

@@ -35,6 +35,7 @@ class Potential:
         sites: What the numbers are, in order: scales first.
         start: The numbers of the weights that the model has, shape (P,); scales are those of their
             weights.
+        hierarchical: Whether there are scales, and so no most probable weights.
     """
 
     def __init__(self, model: MDN, z: Tensor, t: Tensor, temperature: float = 1.0) -> None:
@@ -53,7 +54,7 @@ class Potential:
             self.sites.append(Site(name, number.shape, distribution.support))
             numbers.append(number.reshape(-1))
         self.start = torch.cat(numbers).detach()
-        self._given = list(given)
+        self._given, self.hierarchical = list(given), bool(made)
 
     def __call__(self, vector: Tensor) -> Tensor:
         """Evaluate at a vector (P,), with gradients; a scalar in nats."""
@@ -85,7 +86,7 @@ class Potential:
         Raises:
             ValueError: A variance that depends on other numbers, or is infinite.
         """
-        if self._prior.scales(self._weights):
+        if self.hierarchical:
             raise ValueError("prior has scales of its own: it has no most probable weights.")
         given = self._prior.distributions(self._weights, {})
         variance = torch.cat([given[s.name].variance.reshape(-1) for s in self.sites])
