@@ -43,7 +43,7 @@ class Potential:
             raise ValueError("model has no prior: give MDN(..., prior=priors.FanIn()), for one.")
         self._model, self._prior, self._rows = model, model.prior, (z, t)
         self._temperature = temperature
-        self._weights = model.weights()
+        self._weights = {n: w.detach() for n, w in model.weights().items()}
         scales = _start_of_scales(self._prior, self._weights)
         made = self._prior.scales(self._weights)
         given = self._prior.distributions(self._weights, scales)
@@ -80,16 +80,25 @@ class Potential:
                 total = total + biject_to(support).log_abs_det_jacobian(number, values[name]).sum()
         return -total
 
-    def precision(self) -> Tensor:
-        """Give one over the variance of each number under the prior, shape (P,).
+    def precision(self, vector: Tensor) -> Tensor:
+        """Give one over the variance of each number under the prior, given the scales, shape (P,).
+
+        The numbers of the scales themselves, logarithms mostly, are given a variance of one.
 
         Raises:
-            ValueError: A variance that depends on other numbers, or is infinite.
+            ValueError: A variance that is infinite.
         """
-        if self.hierarchical:
-            raise ValueError("prior has scales of its own: it has no most probable weights.")
-        given = self._prior.distributions(self._weights, {})
-        variance = torch.cat([given[s.name].variance.reshape(-1) for s in self.sites])
+        values = unpack(self.sites, vector)
+        scales = self._prior.scales(self._weights)
+        given = self._prior.distributions(self._weights, {n: values[n] for n in scales})
+        variance = torch.cat(
+            [
+                given[s.name].variance.reshape(-1)
+                if s.name in given
+                else vector.new_ones(s.shape.numel())
+                for s in self.sites
+            ]
+        )
         if not bool(variance.isfinite().all()):
             raise ValueError(
                 "prior has an infinite variance: a Laplace approximation needs a finite one, for "
@@ -131,7 +140,7 @@ class Potential:
         """
         point = vector.detach().clone().requires_grad_()
         curvature = hessian(self(point), point).to(torch.float64)
-        root = self.precision().to(torch.float64).rsqrt()
+        root = self.precision(vector.detach()).to(torch.float64).rsqrt()
         whitened = root[:, None] * curvature * root
         values, directions = torch.linalg.eigh((whitened + whitened.mT) / 2)
         made = root[:, None] * directions * values.clamp_min(1.0).rsqrt()
