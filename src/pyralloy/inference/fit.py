@@ -232,7 +232,8 @@ class Fit:
         last = self.history[-1] if len(self.history) else None
         nll = "" if last is None else f", nll={self.best_nll:.4f}, marginal={self.marginal:.4f}"
         stopped = ", interrupted=True" if self.interrupted else ""
-        return f"Fit(best_step={self.best_step}{nll}{stopped})"
+        warm = "" if self.temperature == 1.0 else f", temperature={self.temperature:g}"
+        return f"Fit(best_step={self.best_step}{nll}{warm}{stopped})"
 
     @property
     def best_nll(self) -> float:
