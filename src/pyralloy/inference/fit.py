@@ -228,6 +228,10 @@ class Fit:
         for part in rows.split(size):
             yield self.model.densities(part, weights)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Pyro's guides forget their model when they are pickled; the posterior says what they know.
+        return {**self.__dict__, "guide": None}
+
     def __repr__(self) -> str:
         last = self.history[-1] if len(self.history) else None
         nll = "" if last is None else f", nll={self.best_nll:.4f}, marginal={self.marginal:.4f}"

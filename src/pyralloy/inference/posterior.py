@@ -72,7 +72,7 @@ def unpack(sites: Iterable[Site], vectors: Tensor) -> dict[str, Tensor]:
     values, at = {}, 0
     for name, shape, support in sites:
         part = vectors[..., at : at + shape.numel()]
-        values[name] = biject_to(support)(part.reshape(*vectors.shape[:-1], *shape))
+        values[name] = biject_to(support)(part.reshape((*vectors.shape[:-1], *shape)))
         at += shape.numel()
     return values
 
