@@ -44,7 +44,7 @@ EVERY = [
 def test_the_trace_scores_prior_and_likelihood(prior, dtype):
     """The joint density is that of the sites' own distributions and of y given the weights."""
     model, x, y = make_model(prior, dtype=dtype), rows(7, 2).to(dtype), rows(7, seed=2)
-    with torch.random.fork_rng():
+    with pyro.get_param_store().scope(), torch.random.fork_rng():
         trace = poutine.trace(model).get_trace(x, y, size=70)
     latent = {
         n: s for n, s in trace.nodes.items() if s["type"] == "sample" and n not in ("y", "data")
