@@ -8,9 +8,10 @@ network of your own.
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
-from pyralloy import datasets, networks
+from pyralloy import datasets, networks, priors
 from pyralloy.heads import MixtureHead
 from pyralloy.inference.fit import Fit, load
+from pyralloy.inference.mcmc import nuts
 from pyralloy.inference.svi import fit
 from pyralloy.mixture import Mixture
 from pyralloy.model import MDN
@@ -29,7 +30,9 @@ __all__ = [
     "fit",
     "load",
     "networks",
+    "nuts",
     "plot",
+    "priors",
 ]
 
 #: Names whose rooms import scikit-learn or matplotlib, which only their users should wait for.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation, AutoNormal
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.exceptions import DataConversionWarning
 from sklearn.utils import Tags, check_random_state
@@ -18,12 +19,45 @@ from pyralloy.checks import as_values, integer
 from pyralloy.families import FAMILIES
 from pyralloy.heads import MixtureHead
 from pyralloy.inference.fit import Fit
+from pyralloy.inference.mcmc import nuts
 from pyralloy.inference.svi import fit
 from pyralloy.mixture import Mixture
 from pyralloy.model import MDN
 from pyralloy.networks import ACTIVATIONS, MLP
+from pyralloy.priors import FanIn, LastLayer, Prior
 
 __all__ = ["MDNRegressor"]
+
+
+class Inference(NamedTuple):
+    """A method of inference: the prior it takes, and how it runs."""
+
+    prior: Callable[[Prior], Prior | None]
+    run: Callable[[Any, MDN, Any, Any, int], Fit]
+
+
+def _by_guide(guide: Any) -> Callable[[Any, MDN, Any, Any, int], Fit]:
+    return lambda regressor, model, X, y, seed: regressor._fit_guide(model, X, y, seed, guide)
+
+
+def _none(_prior: Prior) -> None:
+    return None
+
+
+def _all(prior: Prior) -> Prior:
+    return prior
+
+
+#: Methods of inference by the name that opens them at the door.
+INFERENCE = {
+    "ml": Inference(_none, _by_guide(None)),
+    "map": Inference(_all, _by_guide(AutoDelta)),
+    "vi": Inference(_all, _by_guide(AutoNormal)),
+    "laplace": Inference(LastLayer, _by_guide(AutoLaplaceApproximation)),
+    "nuts": Inference(
+        _all, lambda regressor, model, X, y, seed: regressor._fit_chains(model, X, y, seed)
+    ),
+}
 
 
 class MDNRegressor(RegressorMixin, BaseEstimator):
@@ -37,6 +71,13 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             ``"normal"``, ``"student_t"``, ``"gamma"`` or ``"poisson"``.
         covariance: Of several targets within a component: ``"diagonal"``; for ``"normal"`` and
             ``"student_t"`` also ``"full"`` or ``"low_rank"``, of one factor.
+        inference: How the weights are found: ``"ml"``, maximum likelihood; ``"map"``, the most
+            probable ones under a prior; or a posterior, of which predictions pool draws: ``"vi"``,
+            a Normal of each weight; ``"laplace"``, a Normal of the last layer's weights about the
+            most probable ones; ``"nuts"``, Markov chains, for small networks and few rows.
+        prior_scale: Scale s of the prior, a Normal of deviation s / sqrt(fan-in) for weights and s
+            for biases, where X and y are standardised; of no effect with ``"ml"``.
+        draws: Draws of the weights that a prediction pools, and that ``"nuts"`` makes.
         learning_rate: Peak of the one-cycle schedule.
         batch_size: Rows a step; None takes a sixteenth of the training rows, within 16 and 128.
         max_steps: Steps of the schedule.
@@ -73,6 +114,9 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         *,
         family: str = "normal",
         covariance: str = "diagonal",
+        inference: str = "ml",
+        prior_scale: float = 1.0,
+        draws: int = 100,
         learning_rate: float = 0.015,
         batch_size: int | None = None,
         max_steps: int = 1500,
@@ -87,6 +131,9 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         self.activation = activation
         self.family = family
         self.covariance = covariance
+        self.inference = inference
+        self.prior_scale = prior_scale
+        self.draws = draws
         self.learning_rate = learning_rate
         self.batch_size = batch_size
         self.max_steps = max_steps
@@ -123,19 +170,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             raise ValueError(f"y has shape {tuple(targets.shape)}: give (N,) or (N, D).")
         seed = self._seed()
         model = self._model(X.shape[1], targets.shape[1] if targets.ndim > 1 else None, seed)
-        self.fit_: Fit = fit(
-            model,
-            X,
-            targets,
-            validation=self._validation(),
-            patience=self.patience,
-            seed=seed,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            max_steps=self.max_steps,
-            progress=self.progress,
-            device=self.device,
-        )
+        self.fit_: Fit = INFERENCE[self.inference].run(self, model, X, targets, seed)
         if self.fit_.interrupted:
             # A search over many fits should stop here too; what was fitted is kept.
             raise KeyboardInterrupt("fit was interrupted; fit_ holds the best weights so far.")
@@ -164,7 +199,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         """
         check_is_fitted(self, "fit_")
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        return self.fit_.density(X)
+        return self.fit_.density(X, self.draws)
 
     def predict_quantile(
         self,
@@ -219,6 +254,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         for name, value, known in (
             ("activation", self.activation, ACTIVATIONS),
             ("family", self.family, FAMILIES),
+            ("inference", self.inference, INFERENCE),
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r} is unknown: choose one of {sorted(known)}.")
@@ -236,7 +272,8 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
                 family=self.family,
                 covariance=self.covariance,
             )
-            return MDN(trunk, head)
+            prior = INFERENCE[self.inference].prior(FanIn(self.prior_scale))
+            return MDN(trunk, head, prior=prior)
 
     def _validation(self) -> float | tuple[Any, Any] | None:
         """Check the columns of a validation pair as those of X are checked."""
@@ -244,6 +281,36 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             X, y = self.validation
             return validate_data(self, X, dtype=[np.float64, np.float32], reset=False), y
         return self.validation
+
+    def _fit_guide(self, model: MDN, X: Any, y: Any, seed: int, guide: Any) -> Fit:
+        """Fit by maximum likelihood, or with a guide."""
+        return fit(
+            model,
+            X,
+            y,
+            guide=guide,
+            validation=self._validation(),
+            patience=self.patience,
+            seed=seed,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            max_steps=self.max_steps,
+            progress=self.progress,
+            device=self.device,
+        )
+
+    def _fit_chains(self, model: MDN, X: Any, y: Any, seed: int) -> Fit:
+        """Draw ``draws`` weights by two chains, on all rows."""
+        return nuts(
+            model,
+            X,
+            y,
+            draws=max(4, -(-self.draws // 2)),
+            chains=2,
+            seed=seed,
+            progress=self.progress,
+            device=self.device,
+        )
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from pyralloy.checks import as_values, paired, positive
+from pyralloy.checks import as_values, integer, paired, positive
 from pyralloy.mixture import Mixture
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from pyralloy.inference.fit import Fit
 
-__all__ = ["components", "data", "density", "samples", "training"]
+__all__ = ["components", "data", "density", "prior_predictive", "samples", "training"]
 
 INK, BLUE, ORANGE = "0.25", "#0072b2", "#d55e00"
 #: For components, whose opacity has a meaning: five hues of one lightness (L* = 40 in CIELAB).
@@ -244,6 +244,56 @@ def density(
         extend = "max" if table.max() > top else "neither"
         label = "density of y given x (per unit of y)"
         ax.figure.colorbar(mesh, ax=ax, label=label, extend=extend)
+    return ax
+
+
+def prior_predictive(
+    x: ArrayLike | Tensor,
+    densities: Mixture,
+    *,
+    ax: Axes | None = None,
+    most: int = 12,
+    color: str = BLUE,
+) -> Axes:
+    """Draw what a prior, or a posterior, holds possible: of each draw its median and half its mass.
+
+    Args:
+        x: Inputs, shape (N,) or (N, 1), in order.
+        densities: Of batch shape (S, N), as ``model.prior_densities(x)`` and ``fit.densities(x)``
+            give them.
+        ax: Where to draw; None makes a figure.
+        most: Draws to show at most.
+        color: Colour of the draws.
+
+    Returns:
+        The axes.
+
+    Raises:
+        TypeError: ``densities`` is no ``Mixture``, or ``most`` no integer.
+        ValueError: Densities of a vector y, or not of those x.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> from pyralloy import MDN, MixtureHead, networks, priors
+        >>> model = MDN(networks.MLP(1, (8,)), MixtureHead(8, 3), prior=priors.FanIn())
+        >>> x = torch.linspace(-2.0, 2.0, 9)
+        >>> ax = prior_predictive(x, model.prior_densities(x, draws=5), ax=Figure().subplots())
+        >>> len(ax.lines)
+        5
+    """
+    x = _column("x", x)
+    shown = slice(integer("most", most))
+    if not isinstance(densities, Mixture) or len(densities.batch_shape) != 2:
+        raise TypeError(
+            f"densities={densities!r}: give a Mixture of batch shape (S, N), for instance "
+            "model.prior_densities(x)."
+        )
+    _rows_of(densities[0], x)
+    lower, middle, upper = densities[shown].quantile([0.25, 0.5, 0.75]).cpu().numpy()
+    ax = _axes(ax)
+    for low, centre, high in zip(lower, middle, upper, strict=True):
+        ax.fill_between(x.numpy(), low, high, color=color, alpha=0.08, linewidth=0)
+        ax.plot(x.numpy(), centre, color=color, lw=1.0, alpha=0.7)
     return ax
 
 

@@ -109,6 +109,12 @@ class Files(NamedTuple):
         """Whether there is any."""
         return self.checkpoint is not None or self.resume is not None
 
+    def run(self) -> Any:
+        """Tell which of several runs of a fit the file to go on from is of; None for no file."""
+        if self.resume is None:
+            return None
+        return dict(archive.read(self.resume, KIND).notes.get("identity") or {}).get("run")
+
     def saving(self, identity: Mapping[str, Any]) -> Saving:
         """Open them for a fit of this identity."""
         return Saving(

@@ -65,6 +65,7 @@ class Engine:
     Attributes:
         parameters: As given.
         clipped: How many steps had a gradient that was longer, a scalar tensor.
+        steps: How many were taken.
         average: The running average of the weights, shape (P,).
     """
 
@@ -82,7 +83,7 @@ class Engine:
         self.clipped = torch.zeros((), dtype=torch.int64, device=vector.device)
         self._mean, self._square = torch.zeros_like(vector), torch.zeros_like(vector)
         self._total = torch.zeros_like(vector)
-        self._objective, self._clip, self._steps, self._planned = objective, clip, 0, steps
+        self._objective, self._clip, self.steps, self._planned = objective, clip, 0, steps
         self._names = parameters.names_in(objective.module)
         plan: dict[str, Any] = {"compiling": compiling, "aside": self._aside}
         whole, part = (
@@ -94,16 +95,16 @@ class Engine:
 
     def step(self, batch: tuple[Tensor, ...], learning_rate: float) -> Tensor:
         """Take one step and give the loss before it, a scalar tensor."""
-        self._steps += 1
+        self.steps += 1
         rates = self._rates(learning_rate)
         rows = len(batch[0])
         with torch.no_grad():
             if rows <= PART:
-                self._whole.left = self._planned - self._steps
+                self._whole.left = self._planned - self.steps
                 return self._whole(*self._tensors(), rates, *batch)
             losses = []
             self._total.zero_()
-            self._part.left = (self._planned - self._steps) * -(-rows // PART)
+            self._part.left = (self._planned - self.steps) * -(-rows // PART)
             for part in zip(*(t.split(PART) for t in batch), strict=True):
                 share = torch.tensor(len(part[0]) / rows).to(self._total)
                 losses.append(self._part(self.parameters.vector, self._total, share, *part))
@@ -118,12 +119,12 @@ class Engine:
             "clipped": self.clipped,
             "mean": self._mean,
             "square": self._square,
-            "steps": torch.tensor(self._steps),
+            "steps": torch.tensor(self.steps),
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Go on from a :meth:`state`."""
-        self._steps = int(state["steps"])
+        self.steps = int(state["steps"])
         for name, tensor in self.state().items():
             if name != "steps":
                 tensor.copy_(state[name])
@@ -164,9 +165,9 @@ class Engine:
         return self.parameters.vector, self._mean, self._square, self.average, self.clipped
 
     def _rates(self, learning_rate: float) -> Tensor:
-        rate = learning_rate / (1.0 - MEAN_DECAY**self._steps)
-        share = max(1.0 - AVERAGING, 9.0 / (9.0 + self._steps))
-        bias = math.sqrt(1.0 - SQUARE_DECAY**self._steps)
+        rate = learning_rate / (1.0 - MEAN_DECAY**self.steps)
+        share = max(1.0 - AVERAGING, 9.0 / (9.0 + self.steps))
+        bias = math.sqrt(1.0 - SQUARE_DECAY**self.steps)
         like = self.parameters.vector
         return torch.tensor([rate, bias, share], dtype=like.dtype, device=like.device)
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pyro import distributions as dist
+from torch import Tensor
 
 from pyralloy import archive
-from pyralloy.checks import as_values
+from pyralloy.answers import EntropyParts
+from pyralloy.checks import as_values, integer
+from pyralloy.families import kind_of
+from pyralloy.inference.posterior import Posterior
 from pyralloy.mixture import Mixture
 from pyralloy.model import MDN
 from pyralloy.networks import evaluating
@@ -22,24 +28,46 @@ __all__ = ["Fit", "load"]
 #: What a file of a fit calls itself.
 KIND = "fit"
 
+#: Components of an unpooled density that are made at once: rows are cut to keep below it.
+AT_ONCE = 4_000_000
+#: Components that are merged at once, and those that a merge in between keeps at least.
+MERGED, KEPT = 160, 20
+
+
+class VarianceParts(NamedTuple):
+    """A variance and its parts: what the weights leave open, and what they disagree on."""
+
+    total: Tensor
+    within: Tensor
+    between: Tensor
+
 
 @dataclass(frozen=True, eq=False)
 class Fit:
     """A trained model and how it came to be.
 
+    Where weights are uncertain, ``posterior`` draws them, and every answer is of draws of it:
+    pooled into one density by :meth:`density`, one by one by :meth:`densities`.
+
     Attributes:
-        model: The model, holding the weights that were best on the held-out rows.
+        model: The model, holding the weights that were best on the held-out rows; of a posterior
+            its centre, or where the chains began.
         history: A table (numpy record array) with a row an evaluation: ``step``; ``train`` and
             ``validation``, mean negative log densities in nats, in y's units; ``seconds`` since the
             start; ``clipped``, the steps whose gradient was longer than ``clip``. ``train`` is the
-            mean over the minibatches since the row before, and ``clipped`` their count;
-            ``validation`` is NaN where nothing was held out.
+            mean over the minibatches since the row before (with a guide, minus the evidence bound a
+            row), and ``clipped`` their count; ``validation`` is NaN where nothing was held out.
         marginal: Mean negative log density, on the same held-out rows (on the training rows where
             nothing was held out), of a density of y that ignores x: what the model must beat.
         best_step: The step whose weights the model holds.
         interrupted: Whether Ctrl-C ended the fit before its time.
         diagnostics: What looks wrong with the data or the fit, and what helps, a sentence each; the
             same are given as :class:`~pyralloy.inference.diagnostics.FitWarning`.
+        posterior: Draws weights; None where they are one value, as after maximum likelihood or MAP.
+        guide: The trained guide of Pyro's, for Pyro's own tools; None where there is none.
+        temperature: T of a posterior in which the likelihood is raised to the power 1 / T. At 1 it
+            is Bayes'; below 1 the data is counted more than once.
+        chains: What Markov chain Monte Carlo says of itself: see :func:`pyralloy.nuts`; else None.
 
     Example:
         >>> import pyralloy as pa
@@ -58,22 +86,162 @@ class Fit:
     best_step: int
     interrupted: bool = False
     diagnostics: tuple[str, ...] = ()
+    posterior: Posterior | None = None
+    guide: Any = None
+    temperature: float = 1.0
+    chains: Any = None
 
-    def density(self, x: Any) -> Mixture:
+    def density(
+        self, x: Any, draws: int = 100, *, seed: int = 0, reduce: int | None = None
+    ) -> Mixture:
         """Give the density of y at ``x``, without gradients.
+
+        Of a posterior, it is the exact pool of ``draws`` densities: a mixture of S K components.
 
         Args:
             x: Inputs, shape (N, F), or (N,) where F is 1: tensor, array or data frame.
+            draws: Number S of draws of the weights; of no effect where they are one value.
+            seed: Source of the draws: the same seed, the same weights.
+            reduce: Components to merge the pool into, chunk by chunk, as
+                :meth:`Mixture.reduce <pyralloy.Mixture.reduce>` does; None keeps all.
 
         Returns:
             A ``Mixture`` of batch shape (N,), in y's units, float64.
 
         Raises:
-            TypeError: ``x`` is not numeric.
-            ValueError: NaN or infinity in ``x``, or features other than the model was fitted on.
+            TypeError: ``x`` is not numeric, ``draws`` is no integer.
+            ValueError: NaN or infinity in ``x``, features other than the model was fitted on, or
+                ``draws`` below 1.
         """
-        with evaluating(self.model):
-            return self.model.density(as_values("x", x))
+        _require_draws(draws, seed)
+        if reduce is not None:
+            integer("reduce", reduce)
+        if self.posterior is None:
+            with evaluating(self.model):
+                whole = self.model.density(as_values("x", x))
+            return whole if reduce is None else whole.reduce(min(reduce, whole.num_components))
+        chunks = self._chunks(x, draws, seed)
+        return _rows([_pooled(each, reduce) for each in chunks])
+
+    def densities(self, x: Any, draws: int = 100, *, seed: int = 0) -> Mixture:
+        """Give the density of y at ``x`` for each draw of the weights, not pooled.
+
+        Args:
+            x: Inputs, as for :meth:`density`.
+            draws: Number S of draws; where weights are one value, the result holds one.
+            seed: Source of the draws, as in :meth:`density`.
+
+        Returns:
+            A ``Mixture`` of batch shape (S, N), in y's units, float64.
+
+        Raises:
+            TypeError, ValueError: As for :meth:`density`.
+        """
+        _require_draws(draws, seed)
+        if self.posterior is None:
+            point = self.density(x)
+            return point.reshape(1, *point.batch_shape)
+        return _rows(list(self._chunks(x, draws, seed)), dim=1)
+
+    def predictive(self, x: Any, draws: int = 100, *, seed: int = 0) -> Tensor:
+        """Draw y from the posterior predictive, one value from each draw of the weights.
+
+        Equal in law to ``pyro.infer.Predictive(fit.model, guide=fit.guide, num_samples=draws)``.
+
+        Args:
+            x: Inputs, as for :meth:`density`.
+            draws: Number S of draws.
+            seed: Source of the draws.
+
+        Returns:
+            Shape (S, N) or (S, N, D), in y's units.
+
+        Raises:
+            TypeError, ValueError: As for :meth:`density`.
+        """
+        _require_draws(draws, seed)
+        if self.posterior is None:
+            density = self.density(x)
+            generator = torch.Generator(density.logits.device).manual_seed(seed)
+            return density.sample((draws,), generator=generator)
+        parts = []
+        for each in self._chunks(x, draws, seed):
+            # Not the seed that drew the weights: noise and weights must not share their numbers.
+            generator = torch.Generator(each.logits.device).manual_seed(_other(seed, len(parts)))
+            parts.append(each.sample(generator=generator))  # (S, N', ...)
+        return torch.cat(parts, 1)
+
+    def entropy(self, x: Any, draws: int = 100, *, seed: int = 0) -> EntropyParts:
+        """Split the entropy of y at ``x`` into what noise and what ignorance of the weights give.
+
+        Args:
+            x: Inputs, as for :meth:`density`.
+            draws: Number S of draws of the weights.
+            seed: Source of the draws.
+
+        Returns:
+            ``total``, ``within`` (aleatoric) and ``between`` (epistemic, the mutual information of
+            y and the weights), in nats, shape (N,). See
+            :meth:`Mixture.entropy_decomposition <pyralloy.Mixture.entropy_decomposition>`.
+
+        Raises:
+            TypeError, ValueError: As for :meth:`density`; a vector y.
+        """
+        return self.densities(x, draws, seed=seed).entropy_decomposition()
+
+    def variance(self, x: Any, draws: int = 100, *, seed: int = 0) -> VarianceParts:
+        r"""Split the variance of y at ``x`` by the law of total variance.
+
+        .. math:: \operatorname{Var} y = \operatorname{E}_w \operatorname{Var}(y \mid w)
+                  + \operatorname{Var}_w \operatorname{E}(y \mid w)
+
+        Args:
+            x: Inputs, as for :meth:`density`.
+            draws: Number S of draws of the weights.
+            seed: Source of the draws.
+
+        Returns:
+            ``total``, ``within`` (aleatoric) and ``between`` (epistemic), in y's units squared,
+            shape (N,) or (N, D).
+
+        Raises:
+            TypeError, ValueError: As for :meth:`density`; an angle, of which the law does not hold.
+        """
+        each = self.densities(x, draws, seed=seed)
+        if self.model.head.family.support.circular:
+            raise ValueError("variance of an angle does not add up; take fit.entropy(x).")
+        within, between = each.variance.mean(0), each.mean.var(0, correction=0)
+        return VarianceParts(within + between, within, between)
+
+    def weights(self, draws: int = 100, *, seed: int = 0) -> dict[str, Tensor]:
+        """Draw from the posterior, by the names of the sites.
+
+        Args:
+            draws: Number S of draws.
+            seed: Source of the draws: those that :meth:`density` pools for the same seed.
+
+        Returns:
+            Draws, shapes (S, ...), of what has a prior. Empty where the weights are one value.
+
+        Raises:
+            TypeError: ``draws`` is no integer.
+            ValueError: ``draws`` below 1.
+        """
+        _require_draws(draws, seed)
+        if self.posterior is None:
+            return {}
+        return self.posterior.draw(draws, torch.Generator().manual_seed(seed))
+
+    def _chunks(self, x: Any, draws: int, seed: int) -> Iterator[Mixture]:
+        """Give unpooled densities (S, N') of one chunk of rows after the other."""
+        rows, weights = as_values("x", x), self.weights(draws, seed=seed)
+        size = max(1, AT_ONCE // (draws * self.model.head.components))
+        for part in rows.split(size):
+            yield self.model.densities(part, weights)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pyro's guides forget their model when they are pickled; the posterior says what they know.
+        return {**self.__dict__, "guide": None}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fit to one file, which :func:`pyralloy.load` reads.
@@ -112,7 +280,8 @@ class Fit:
         last = self.history[-1] if len(self.history) else None
         nll = "" if last is None else f", nll={self.best_nll:.4f}, marginal={self.marginal:.4f}"
         stopped = ", interrupted=True" if self.interrupted else ""
-        return f"Fit(best_step={self.best_step}{nll}{stopped})"
+        warm = "" if self.temperature == 1.0 else f", temperature={self.temperature:g}"
+        return f"Fit(best_step={self.best_step}{nll}{warm}{stopped})"
 
     @property
     def best_nll(self) -> float:
@@ -174,3 +343,43 @@ def load(path: str | os.PathLike[str], *, model: MDN | None = None) -> Fit:
     else:
         model = rebuild(blueprint, found.under("model"))
     return Fit(model, history, marginal, step, interrupted)
+
+
+def _require_draws(draws: int, seed: int) -> None:
+    integer("draws", draws)
+    integer("seed", seed, 0)
+
+
+def _pooled(each: Mixture, reduce: int | None) -> Mixture:
+    """Pool draws (S, N); few at a time where components are merged, of which the cost is cubic."""
+    if reduce is None:
+        return Mixture.pool(each, dim=0)
+    members, sizes = [each[s] for s in range(each.batch_shape[0])], [1] * each.batch_shape[0]
+    while len(members) > 1 or members[0].num_components > reduce:
+        group = max(2, MERGED // members[0].num_components)
+        last, kept, counts = len(members) <= group, [], []
+        for start in range(0, len(members), group):
+            part = sizes[start : start + group]
+            pooled = Mixture.pool(members[start : start + group], weights=part)
+            wanted = reduce if last else max(2 * reduce, KEPT)  # the last merge sees all of them
+            kept.append(pooled.reduce(min(wanted, pooled.num_components)))
+            counts.append(sum(part))
+        members, sizes = kept, counts
+    return members[0]
+
+
+def _rows(parts: list[Mixture], dim: int = 0) -> Mixture:
+    """Join densities along a batch dimension."""
+    if len(parts) == 1:
+        return parts[0]
+    kind = kind_of(parts[0].components)
+    columns = zip(*(kind.values(m.components) for m in parts), strict=True)
+    components = kind.build([torch.cat(values, dim) for values in columns])
+    logits = torch.cat([m.logits for m in parts], dim)
+    return Mixture(
+        dist.Categorical(logits=logits, validate_args=False), components, validate_args=False
+    )
+
+
+def _other(seed: int, part: int) -> int:
+    return (seed * 1_000_003 + part * 7919 + 0x5BD1E995) % 2**63

@@ -1,43 +1,32 @@
-"""Maximum likelihood by stochastic variational inference with an empty guide."""
+"""Maximum likelihood, MAP and variational inference: Pyro's SVI on minibatches."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from pyralloy.checks import integer, positive
-from pyralloy.inference.batches import Batches, BatchSource
-from pyralloy.inference.checkpoint import Files, Saving, checked_files, layout
-from pyralloy.inference.data import Data, gather
+from pyralloy.inference.checkpoint import checked_files
+from pyralloy.inference.data import gather
 from pyralloy.inference.diagnostics import FitWarning, settled
 from pyralloy.inference.engine import Engine
 from pyralloy.inference.fit import Fit
 from pyralloy.inference.interrupts import Stop, interrupts
 from pyralloy.inference.objective import FlatParameters, Objective, empty_guide, pyro_runtime
-from pyralloy.inference.rows import Rows, standardised
+from pyralloy.inference.ready import Ready, prepare
 from pyralloy.inference.schedules import Schedule, one_cycle
 from pyralloy.inference.training import Callback, Plan, ended_by_itself, train
-from pyralloy.initialise import place_components, redraw, spread_kinks
-from pyralloy.marginal import marginal_density
-from pyralloy.mixture import Mixture
+from pyralloy.inference.variational import Approximation, approximate, require_guide
 from pyralloy.model import MDN
-from pyralloy.networks import MLP
-from pyralloy.scaling import INPUT_LIMIT
 
 __all__ = ["fit"]
-
-#: Rows of an evaluation at once.
-CHUNK = 4096
-
-#: Rows that the marginal density is scored on, which moves its score by some 0.003 nats.
-MOST_SCORED = 100_000
 
 
 def fit(
@@ -45,6 +34,10 @@ def fit(
     x: Any,
     y: Any = None,
     *,
+    guide: Any = None,
+    start: int | None = None,
+    temperature: float = 1.0,
+    warm_up: float = 0.0,
     weights: Any = None,
     size: int | None = None,
     validation: float | tuple[Any, ...] | None = 0.1,
@@ -64,7 +57,7 @@ def fit(
     callback: Callback | None = None,
     device: torch.device | str | None = None,
 ) -> Fit:
-    r"""Train a model by maximum likelihood, through Pyro's ELBO with an empty guide.
+    r"""Train a model: by maximum likelihood, or, where its weights have a prior, a guide of them.
 
     x and y are standardised with the means and deviations of the training rows, without those
     beyond 20 robust spreads of the median; inputs farther than 20 deviations grow only as a
@@ -80,6 +73,13 @@ def fit(
     components can express it. What looks wrong is said as a
     :class:`~pyralloy.inference.diagnostics.FitWarning` and kept in ``diagnostics``.
 
+    With a ``guide`` there are two runs. The first is the one above, without the prior: guides that
+    start far from a good fit stay there. The second trains the guide by Pyro's ELBO from where the
+    first ended, with a small spread, on the same rows under the same schedule; what is kept is the
+    guide whose pooled density of a few draws is best on the held-out rows. ``AutoDelta`` gives the
+    most probable weights, ``AutoLaplaceApproximation`` a Normal about them with the curvature of
+    the training rows (with ``validation=None``, exactly at the mode nearby).
+
     Args:
         model: Trained in place.
         x: Inputs in their own units, shape (N, F), or (N,) for one feature: a tensor, an array or a
@@ -89,6 +89,17 @@ def fit(
             once, or until ``size`` rows were seen, to check every batch and to draw 100,000 rows
             (all, where there are no more) from which the standardisation and the start are found.
         y: Targets in their own units, shape (N,), or (N, D) for a head with ``targets=D``.
+        guide: With a model that has a prior: a class of ``pyro.infer.autoguide``, for instance
+            ``AutoNormal``; a function that makes a guide from the model; or a guide that is a
+            module and is called as the model is. Its sites must be reparameterised. None is
+            maximum likelihood.
+        start: Steps of the first run; None takes half of ``max_steps``; 0 starts the guide at the
+            weights where ``initialise`` puts them.
+        temperature: T in (0, 1] or above, of a posterior in which the likelihood is raised to the
+            power 1 / T. Below 1 it is narrower than Bayes' (Wenzel et al. 2020), and the fit says
+            so in ``temperature``.
+        warm_up: Fraction of the guide's steps over which the divergence from the prior comes into
+            force, in [0, 1).
         weights: Of the rows, shape (N,), not negative; None means all alike. They are divided by
             their mean; a row of weight 2 counts in the loss, of rows held out too, as if it were
             there twice, and one of weight 0 is left out. The standardisation and ``marginal``'s
@@ -142,10 +153,16 @@ def fit(
         TypeError: Strings, objects or complex numbers in x or y; an argument of the wrong type.
         ValueError: NaN, infinity or no rows in x or y; lengths that differ; fewer than two rows to
             train on; a y without spread, or farther than 1e9 robust spreads from the others; an
-            argument out of range; a checkpoint that is damaged, or of another fit.
+            argument out of range; a checkpoint that is damaged, or of another fit; a prior without
+            a guide or a guide without a prior; a guide that is not pathwise.
         FileNotFoundError: No checkpoint to resume from, or no folder to write it to.
         Diverged: The loss is no longer finite, however often the rate is halved (a
             ``FloatingPointError``); the model holds the best weights before.
+
+    References:
+        Kucukelbir, A., et al. (2017). Automatic differentiation variational inference. JMLR 18.
+        arXiv:1603.00788. Wenzel, F., et al. (2020). How good is the Bayes posterior in deep neural
+        networks really? ICML. arXiv:2002.02405
 
     Example:
         >>> import pyralloy as pa
@@ -157,6 +174,8 @@ def fit(
     """
     if not isinstance(model, MDN):
         raise TypeError(f"model={model!r}: give a pyralloy.MDN.")
+    require_guide(model, guide)
+    how = Approximation(guide, positive("temperature", temperature), _fraction("warm_up", warm_up))
     seed, max_steps = integer("seed", seed, 0), integer("max_steps", max_steps)
     plan = Plan(
         learning_rate=positive("learning_rate", learning_rate),
@@ -180,15 +199,20 @@ def fit(
     files = checked_files(checkpoint, checkpoint_every, resume)
     with interrupts() as stop:
         model.to(device)
+        plain = model if guide is None else model.without_prior()
         # Not named, so that nothing keeps the rows in their own units once they are standardised.
-        ready = _prepare(
-            model,
+        ready = prepare(
+            plain,
             gather(model, x, y, weights, size=size, validation=validation, seed=seed),
             plan,
             files,
             initialise=initialise,
         )
-        fitted = _fit(model, ready, stop, begun=initialise)
+        if guide is None:
+            fitted = _fit(model, ready, stop, begun=initialise)
+        else:
+            first = _first(plan, start)
+            fitted = _fit_guide(model, plain, ready, stop, how=how, first=first)
     if fitted.interrupted:
         warnings.warn(
             f"the fit was interrupted at step {fitted.history.step[-1]} of {max_steps}; the model "
@@ -206,110 +230,85 @@ def _compiling(value: Any) -> bool | Literal["auto"]:
     raise ValueError(f'compile={value!r}: give True, False or "auto".')
 
 
-class _Ready(NamedTuple):
-    """A fit that can begin."""
-
-    batches: BatchSource
-    rows: Rows
-    held_out: Rows | None
-    plan: Plan
-    size: int
-    saving: Saving
+def _fraction(name: str, value: float) -> float:
+    return 0.0 if value == 0 else positive(name, value, 1.0)
 
 
-def _prepare(model: MDN, data: Data, plan: Plan, files: Files, *, initialise: bool) -> _Ready:
-    """Standardise, start the weights, and give what the loop needs."""
-    identity = data.identity() if files.used else {}
-    rows, held_out = data.rows, data.held_out
-    support = model.head.family.support
-    model.x_scaling.fit(rows.x, limit=INPUT_LIMIT)
-    model.y_scaling.fit(rows.y, support)
-    marginal = marginal_density(rows.y, circular=support.circular)
-    plan = replace(
-        plan,
-        batch_size=plan.batch_size or min(max(len(rows.y) // 16, 16), 128),
-        offset=model.y_scaling.log_jacobian,
-        baseline=_baseline(marginal, rows if held_out is None else held_out),
-    )
-    held_out = None if held_out is None else standardised(model, held_out)
-    rows = standardised(model, rows, reuse=data.owned)
-    if initialise:
-        _initialise(model, rows.x, rows.y, data.generator)
-    _require_one_density_a_row(model, rows.x)
-    if files.used:
-        identity |= plan.identity() | layout(model)
-    saving = files.saving(identity)
-    if data.reading is None:
-        batches = Batches(rows.tensors(), plan.batch_size, plan.seed)
-    else:
-        batches = data.reading.batches(model)
-        saving = replace(saving, riders={"batches": batches})
-    return _Ready(batches, rows, held_out, plan, data.size, saving)
+def _first(plan: Plan, start: int | None) -> Plan | None:
+    """Plan the run before that of a guide; None for no run."""
+    steps = plan.max_steps // 2 if start is None else integer("start", start, 0)
+    every = max(1, steps // 100)
+    return None if steps == 0 else replace(plan, max_steps=steps, every=every, callback=None)
 
 
-def _fit(model: MDN, ready: _Ready, stop: Stop, *, begun: bool) -> Fit:
-    """Train through Pyro's ELBO, whose runtime is held meanwhile."""
-    plan, device = ready.plan, next(model.parameters()).device
-    evaluate = None if ready.held_out is None else _evaluation(model, ready.held_out)
+@contextmanager
+def _running(model: MDN, plan: Plan) -> Iterator[None]:
+    """Hold Pyro's runtime, and torch's generator, whose state comes back, at the plan's seed."""
+    device = next(model.parameters()).device
     with (
         pyro_runtime(),
+        # For dropout, and for draws from a guide.
         torch.random.fork_rng([device] if device.type == "cuda" else []),
         torch.inference_mode(mode=False),
         torch.enable_grad(),
     ):
-        torch.manual_seed(plan.seed)  # for a trunk with dropout
+        torch.manual_seed(plan.seed)
         model.train()
+        try:
+            yield
+        finally:
+            model.eval()
+
+
+def _fit(model: MDN, ready: Ready, stop: Stop, *, begun: bool) -> Fit:
+    """Train through Pyro's ELBO with an empty guide."""
+    plan, (batches, saving) = ready.plan, ready.batches(model)
+    with _running(model, plan):
         parameters = FlatParameters(model)
         try:
             objective = Objective(model, empty_guide, ready.size)
-            options: Any = {"compiling": plan.compile, "steps": plan.max_steps}
-            engine = Engine(objective, parameters, plan.clip, **options)
-            trace = train(engine, ready.batches, plan, evaluate, stop=stop, saving=ready.saving)
+            engine = Engine(
+                objective, parameters, plan.clip, compiling=plan.compile, steps=plan.max_steps
+            )
+            evaluate = ready.evaluation(model)
+            trace = train(engine, batches, plan, evaluate, stop=stop, saving=saving)
         finally:
             parameters.release()
-            model.eval()
     fitted = Fit(model, trace.history(), plan.baseline, trace.best_step, trace.interrupted)
     # Of weighted rows it cannot say yet which density is better.
     complete = begun and ended_by_itself(trace, plan) and ready.rows.weights is None
     return settled(fitted, ready.rows, ready.held_out, returns=trace.returns, complete=complete)
 
 
-def _initialise(model: MDN, z: Tensor, t: Tensor, generator: torch.Generator) -> None:
-    redraw(model.head, generator)
-    if isinstance(model.trunk, MLP):
-        redraw(model.trunk, generator)
-        spread_kinks(model.trunk, z, generator)
-    place_components(model.head, t, generator)
-
-
-def _require_one_density_a_row(model: MDN, z: Tensor) -> None:
-    """Run the network once, so that a trunk of the wrong shape fails before any work is done."""
-    with torch.no_grad():
-        shape = model.eval().network(z[:2]).batch_shape
-    if shape != (2,):
-        raise ValueError(
-            f"trunk gives densities of batch shape {tuple(shape)} for 2 rows of x: it must map "
-            "x (N, ...) to features (N, H)."
-        )
-
-
-def _evaluation(model: MDN, rows: Rows) -> Callable[[], float]:
-    """Make the held-out loss: of standardised rows, through the plain network."""
-    return lambda: _mean_nll(lambda z, t: model.network(z).log_prob(t), rows)
-
-
-def _baseline(marginal: Mixture, rows: Rows) -> float:
-    """Score a density that ignores x on rows: on evenly spaced ones, where there are many."""
-    some = slice(None, None, -(-len(rows.y) // MOST_SCORED))
-    return _mean_nll(lambda _, y: marginal.log_prob(y), Rows(*(t[some] for t in rows.tensors())))
-
-
-@torch.no_grad()
-def _mean_nll(log_prob: Callable[[Tensor, Tensor], Tensor], rows: Rows) -> float:
-    """Average minus ``log_prob`` over rows, in chunks, by their weights."""
-    total, weight = 0.0, 0.0
-    for x, y, *w in zip(*(t.split(CHUNK) for t in rows.tensors()), strict=True):
-        found = log_prob(x, y)
-        total += float((found * w[0] if w else found).sum(dtype=torch.float64))
-        weight += float(w[0].sum(dtype=torch.float64)) if w else len(found)
-    return -total / weight
+def _fit_guide(
+    model: MDN, plain: MDN, ready: Ready, stop: Stop, *, how: Approximation, first: Plan | None
+) -> Fit:
+    """Train the network alone, then a guide of its weights."""
+    whose = f"guide {getattr(how.guide, '__name__', type(how.guide).__name__)}"
+    terms = [how.temperature, how.warm_up, 0 if first is None else first.max_steps]
+    ready = replace(ready, identity=ready.identity | {"guide": whose, "terms": terms})
+    diagnostics = ()
+    if first is not None and ready.files.run() != "guide":
+        plan = replace(first, offset=ready.plan.offset, baseline=ready.plan.baseline)
+        plan = replace(plan, batch_size=ready.plan.batch_size)
+        alone = replace(ready, plan=plan, identity=ready.identity | {"run": "first"})
+        begun = replace(_fit(plain, alone, stop, begun=False), model=model)
+        if begun.interrupted:
+            return begun
+        diagnostics = begun.diagnostics
+        ready = replace(ready, files=ready.files._replace(resume=None))
+    ready = replace(ready, identity=ready.identity | {"run": "guide"})
+    with _running(model, ready.plan):
+        guided = approximate(model, how, ready, stop)
+    trace = guided.trace
+    return Fit(
+        model,
+        trace.history(),
+        ready.plan.baseline,
+        trace.best_step,
+        trace.interrupted,
+        diagnostics,
+        posterior=guided.posterior,
+        guide=guided.guide,
+        temperature=how.temperature,
+    )

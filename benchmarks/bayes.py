@@ -1,0 +1,127 @@
+"""Does a posterior predict better than the one best set of weights, and at what cost?
+
+    python benchmarks/bayes.py [few] [reference] [--repeats 20] [--only NAME ...]
+
+- few: 100 training rows of the inverse sinusoid, drawn anew `--repeats` times. Each method beside
+  maximum likelihood with the defaults on the same rows: the mean difference, paired, with its
+  standard error. Asked: at least 0.1 nats better.
+- reference: 2,500 rows, `--repeats` seeds. Asked: 1.320 at any cost. The exact density has 1.288.
+
+NLL on fresh rows, in nats, smaller is better; CPU seconds on one thread. `ml` is
+`MDNRegressor()`; `ml small` has the network of the chains, so that the gain of Bayes can be told
+from that of a small network.
+"""
+
+import argparse
+import sys
+import time
+import warnings
+
+import numpy as np
+import torch
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoLaplaceApproximation,
+    AutoLowRankMultivariateNormal,
+    AutoNormal,
+)
+
+import pyralloy as pa
+from pyralloy import priors
+
+LOW_RANK = 10
+WIDE, SMALL = ((64, 64), 20), ((16,), 5)
+
+
+def model(prior, seed, size):
+    hidden, components = size
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        trunk = pa.networks.MLP(1, hidden)
+        return pa.MDN(trunk, pa.MixtureHead(hidden[-1], components), prior=prior)
+
+
+def by(guide, prior=None, size=WIDE, **options):
+    """Make a method: a function from rows and a seed to a Fit."""
+    return lambda x, y, seed: pa.fit(
+        model(prior, seed, size), x, y, guide=guide, seed=seed, progress=False, **options
+    )
+
+
+def low_rank(model, init_loc_fn, init_scale):
+    return AutoLowRankMultivariateNormal(
+        model, init_loc_fn=init_loc_fn, init_scale=init_scale, rank=LOW_RANK
+    )
+
+
+def chains(size, **options):
+    return lambda x, y, seed: pa.nuts(
+        model(priors.FanIn(), seed, size), x, y, seed=seed, progress=False, **options
+    )
+
+
+METHODS = {
+    "ml": by(None),
+    "ml small": by(None, size=SMALL),
+    "map": by(AutoDelta, priors.FanIn()),
+    "mean-field": by(AutoNormal, priors.FanIn()),
+    "low-rank": by(low_rank, priors.FanIn()),
+    "mean-field, last layer": by(AutoNormal, priors.LastLayer()),
+    "laplace, last layer, small": by(AutoLaplaceApproximation, priors.LastLayer(), SMALL),
+}
+FEW = METHODS | {"nuts, small": chains(SMALL, warmup=200, draws=200, depth=6)}
+REFERENCE = METHODS | {
+    "mean-field, T = 0.3": by(AutoNormal, priors.FanIn(), temperature=0.3),
+    "mean-field, last layer, long": by(AutoNormal, priors.LastLayer(), max_steps=5000),
+}
+PROBLEMS = {"few": (100, 5_000, FEW), "reference": (2500, 100_000, REFERENCE)}
+
+
+def nll(fit, fresh, draws=100):
+    """Score in chunks: a pool of 100 draws of 20 components is wide."""
+    total = 0.0
+    for x, y in zip(fresh.x.split(2000), fresh.y.split(2000), strict=True):
+        total -= float(fit.density(x, draws).log_prob(y).sum())
+    return total / len(fresh.y)
+
+
+def compare(rows, fresh, methods, repeats):
+    fresh = pa.datasets.inverse_sinusoid(fresh, seed=10_000)
+    scores = {name: [] for name in methods}
+    seconds = dict.fromkeys(methods, 0.0)
+    for seed in range(repeats):
+        problem = pa.datasets.inverse_sinusoid(rows, seed=seed)
+        for name, method in methods.items():
+            start = time.process_time()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of short chains, whose score is what is asked
+                fit = method(problem.x, problem.y, seed)
+            seconds[name] += time.process_time() - start
+            scores[name].append(nll(fit, fresh))
+            print(f"  {seed:3d} {name:30s} {scores[name][-1]:.4f}", file=sys.stderr, flush=True)
+    print(f"{'':30s}     NLL   less than ml (s.e.)   CPU s")
+    for name, values in scores.items():
+        gain = np.array(scores["ml"]) - np.array(values)
+        error = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else np.nan
+        print(
+            f"{name:30s} {np.mean(values):7.4f}   {gain.mean():8.4f} ({error:.4f})"
+            f"     {seconds[name] / repeats:7.1f}"
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("problems", nargs="*", default=list(PROBLEMS))
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--only", nargs="*")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in arguments.problems:
+        rows, fresh, methods = PROBLEMS[name]
+        chosen = arguments.only or methods
+        print(f"{name}: {rows} rows, {arguments.repeats} repeats, {fresh} fresh rows")
+        compare(rows, fresh, {n: methods[n] for n in chosen}, arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()

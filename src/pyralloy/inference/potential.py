@@ -1,0 +1,170 @@
+"""The potential: minus the log joint density of data and weights, a function of one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro.ops.hessian import hessian
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyralloy.inference.posterior import Site, unpack
+from pyralloy.model import MDN
+
+__all__ = ["Potential"]
+
+#: Iterations of L-BFGS, and the gradient at which it is done.
+ITERATIONS, FLAT = 500, 1e-6
+
+
+class Potential:
+    r"""Evaluate :math:`-\tfrac1T \sum_n \log p(y_n \mid x_n, w) - \log p(w)` of all rows.
+
+    Weights and scales lie in one vector of real numbers, mapped to their supports with the
+    Jacobian. Nothing of Pyro's runtime is needed, so that it can be captured as one graph.
+
+    Args:
+        model: With a prior, and at the weights from which to start.
+        z: Standardised inputs, shape (N, F).
+        t: Standardised targets, shape (N,) or (N, D).
+        temperature: T.
+
+    Attributes:
+        sites: What the numbers are, in order: scales first.
+        start: The numbers of the weights that the model has, shape (P,); scales are those of their
+            weights.
+        hierarchical: Whether there are scales, and so no most probable weights.
+    """
+
+    def __init__(self, model: MDN, z: Tensor, t: Tensor, temperature: float = 1.0) -> None:
+        if model.prior is None:
+            raise ValueError("model has no prior: give MDN(..., prior=priors.FanIn()), for one.")
+        self._model, self._prior, self._rows = model, model.prior, (z, t)
+        self._temperature = temperature
+        self._weights = {n: w.detach() for n, w in model.weights().items()}
+        scales = _start_of_scales(self._prior, self._weights)
+        made = self._prior.scales(self._weights)
+        given = self._prior.distributions(self._weights, scales)
+        values = scales | {n: self._weights[n].detach() for n in given}
+        self.sites, numbers = [], []
+        for name, distribution in (made | given).items():
+            number = biject_to(distribution.support).inv(values[name])
+            self.sites.append(Site(name, number.shape, distribution.support))
+            numbers.append(number.reshape(-1))
+        self.start = torch.cat(numbers).detach()
+        self._given, self.hierarchical = list(given), bool(made)
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        """Evaluate at a vector (P,), with gradients; a scalar in nats."""
+        return self.likelihood(vector) / self._temperature + self.prior(vector)
+
+    def likelihood(self, vector: Tensor) -> Tensor:
+        """Evaluate minus the log likelihood of all rows."""
+        values = unpack(self.sites, vector)
+        z, t = self._rows
+        return -self._model.network(z, {n: values[n] for n in self._given}).log_prob(t).sum()
+
+    def prior(self, vector: Tensor) -> Tensor:
+        """Evaluate minus the log prior density, with the Jacobian of the map from real numbers."""
+        values = unpack(self.sites, vector)
+        scales = self._prior.scales(self._weights)
+        given = self._prior.distributions(self._weights, {n: values[n] for n in scales})
+        total, at = vector.new_zeros(()), 0
+        for name, distribution in (scales | given).items():
+            total = total + distribution.log_prob(values[name]).sum()
+        for name, shape, support in self.sites:
+            number, at = vector[at : at + shape.numel()].reshape(shape), at + shape.numel()
+            if name in scales:  # weights lie on the real line, and the map is the identity
+                total = total + biject_to(support).log_abs_det_jacobian(number, values[name]).sum()
+        return -total
+
+    def precision(self, vector: Tensor) -> Tensor:
+        """Give one over the variance of each number under the prior, given the scales, shape (P,).
+
+        The numbers of the scales themselves, logarithms mostly, are given a variance of one.
+
+        Raises:
+            ValueError: A variance that is infinite.
+        """
+        values = unpack(self.sites, vector)
+        scales = self._prior.scales(self._weights)
+        given = self._prior.distributions(self._weights, {n: values[n] for n in scales})
+        variance = torch.cat(
+            [
+                given[s.name].variance.reshape(-1)
+                if s.name in given
+                else vector.new_ones(s.shape.numel())
+                for s in self.sites
+            ]
+        )
+        if not bool(variance.isfinite().all()):
+            raise ValueError(
+                "prior has an infinite variance: a Laplace approximation needs a finite one, for "
+                "instance of dist.StudentT with more than 2 degrees of freedom."
+            )
+        return 1.0 / variance.to(self.start)
+
+    def minimise(self, vector: Tensor) -> Tensor:
+        """Descend by L-BFGS to a minimum near ``vector``, shape (P,)."""
+        point = vector.detach().clone().requires_grad_()
+        descent = torch.optim.LBFGS(
+            [point],
+            max_iter=ITERATIONS,
+            tolerance_grad=FLAT,
+            tolerance_change=1e-12,
+            line_search_fn="strong_wolfe",
+        )
+
+        def evaluate() -> Tensor:
+            descent.zero_grad()
+            loss = self(point)
+            loss.backward()
+            return loss
+
+        descent.step(evaluate)
+        return point.detach() if bool(point.isfinite().all()) else vector
+
+    def root_covariance(self, vector: Tensor) -> Tensor:
+        r"""Give a root A of the covariance of the Laplace approximation, :math:`A A^T = H^{-1}`.
+
+        Where the curvature H is smaller than the prior's alone, as it is in many directions of a
+        network that was stopped early, the prior's is taken: data never widens a Normal prior.
+
+        Args:
+            vector: Where to expand, shape (P,).
+
+        Returns:
+            Shape (P, P).
+        """
+        point = vector.detach().clone().requires_grad_()
+        curvature = hessian(self(point), point).to(torch.float64)
+        root = self.precision(vector.detach()).to(torch.float64).rsqrt()
+        whitened = root[:, None] * curvature * root
+        values, directions = torch.linalg.eigh((whitened + whitened.mT) / 2)
+        made = root[:, None] * directions * values.clamp_min(1.0).rsqrt()
+        return made.to(vector.dtype)
+
+
+def _start_of_scales(prior: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Start each scale where its prior meets the size of the weights that it scales."""
+    scales = prior.scales(weights)
+    ones = {n: torch.ones(d.shape(), **_like(weights)) for n, d in scales.items()}
+    given = prior.distributions(weights, ones)
+    found = dict(ones)
+    for name in scales:
+        changed = prior.distributions(weights, ones | {name: 2.0 * ones[name]})
+        sizes = [
+            (weights[n].detach() / d.stddev).square().mean()
+            for n, d in given.items()
+            if not torch.equal(d.stddev, changed[n].stddev)
+        ]
+        if sizes:
+            found[name] = ones[name] * torch.stack(sizes).mean().sqrt().clamp(1e-2, 1e2)
+    return found
+
+
+def _like(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    first = next(iter(weights.values()))
+    return {"dtype": first.dtype, "device": first.device}

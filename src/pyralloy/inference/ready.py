@@ -1,0 +1,130 @@
+"""Ready: a fit whose rows are standardised and whose weights have their start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyralloy.inference.batches import Batches, BatchSource
+from pyralloy.inference.checkpoint import Files, Saving, layout
+from pyralloy.inference.data import Data
+from pyralloy.inference.rows import Rows, standardised
+from pyralloy.inference.training import Plan
+from pyralloy.initialise import place_components, redraw, spread_kinks
+from pyralloy.marginal import marginal_density
+from pyralloy.mixture import Mixture
+from pyralloy.model import MDN
+from pyralloy.networks import MLP
+from pyralloy.scaling import INPUT_LIMIT
+
+__all__ = ["Ready", "prepare"]
+
+#: Rows of an evaluation at once.
+CHUNK = 4096
+
+#: Rows that the marginal density is scored on, which moves its score by some 0.003 nats.
+MOST_SCORED = 100_000
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A fit that can begin.
+
+    Attributes:
+        rows: To train on, standardised; drawn from the batches, where these are read.
+        held_out: To choose the weights by, standardised, or None.
+        plan: How to train.
+        data: What the fit was given.
+        files: Where its state goes, and comes from.
+        identity: What another fit must share to go on from its state.
+    """
+
+    rows: Rows
+    held_out: Rows | None
+    plan: Plan
+    data: Data
+    files: Files
+    identity: dict[str, Any]
+
+    @property
+    def size(self) -> int:
+        """Number of rows in the whole data."""
+        return self.data.size
+
+    def batches(self, model: MDN) -> tuple[BatchSource, Saving]:
+        """Give minibatches from the first on, and where the state of their fit goes."""
+        saving = self.files.saving(self.identity | self.plan.identity())
+        if self.data.reading is None:
+            return Batches(self.rows.tensors(), self.plan.batch_size, self.plan.seed), saving
+        batches = self.data.reading.batches(model)
+        return batches, replace(saving, riders={"batches": batches})
+
+    def evaluation(self, model: MDN) -> Callable[[], float] | None:
+        """Make the held-out loss: of standardised rows, through the plain network."""
+        rows = self.held_out
+        if rows is None:
+            return None
+        return lambda: _mean_nll(lambda z, t: model.network(z).log_prob(t), rows)
+
+
+def prepare(model: MDN, data: Data, plan: Plan, files: Files, *, initialise: bool) -> Ready:
+    """Standardise, start the weights, and give what the loop needs."""
+    identity = data.identity() if files.used else {}
+    rows, held_out = data.rows, data.held_out
+    support = model.head.family.support
+    model.x_scaling.fit(rows.x, limit=INPUT_LIMIT)
+    model.y_scaling.fit(rows.y, support)
+    marginal = marginal_density(rows.y, circular=support.circular)
+    plan = replace(
+        plan,
+        batch_size=plan.batch_size or min(max(len(rows.y) // 16, 16), 128),
+        offset=model.y_scaling.log_jacobian,
+        baseline=_baseline(marginal, rows if held_out is None else held_out),
+    )
+    held_out = None if held_out is None else standardised(model, held_out)
+    rows = standardised(model, rows, reuse=data.owned)
+    if initialise:
+        _initialise(model, rows.x, rows.y, data.generator)
+    _require_one_density_a_row(model, rows.x)
+    identity |= layout(model) if files.used else {}
+    return Ready(rows, held_out, plan, data, files, identity)
+
+
+def _initialise(model: MDN, z: Tensor, t: Tensor, generator: torch.Generator) -> None:
+    redraw(model.head, generator)
+    if isinstance(model.trunk, MLP):
+        redraw(model.trunk, generator)
+        spread_kinks(model.trunk, z, generator)
+    place_components(model.head, t, generator)
+
+
+def _require_one_density_a_row(model: MDN, z: Tensor) -> None:
+    """Run the network once, so that a trunk of the wrong shape fails before any work is done."""
+    with torch.no_grad():
+        shape = model.eval().network(z[:2]).batch_shape
+    if shape != (2,):
+        raise ValueError(
+            f"trunk gives densities of batch shape {tuple(shape)} for 2 rows of x: it must map "
+            "x (N, ...) to features (N, H)."
+        )
+
+
+def _baseline(marginal: Mixture, rows: Rows) -> float:
+    """Score a density that ignores x on rows: on evenly spaced ones, where there are many."""
+    some = slice(None, None, -(-len(rows.y) // MOST_SCORED))
+    return _mean_nll(lambda _, y: marginal.log_prob(y), Rows(*(t[some] for t in rows.tensors())))
+
+
+@torch.no_grad()
+def _mean_nll(log_prob: Callable[[Tensor, Tensor], Tensor], rows: Rows) -> float:
+    """Average minus ``log_prob`` over rows, in chunks, by their weights."""
+    total, weight = 0.0, 0.0
+    for x, y, *w in zip(*(t.split(CHUNK) for t in rows.tensors()), strict=True):
+        found = log_prob(x, y)
+        total += float((found * w[0] if w else found).sum(dtype=torch.float64))
+        weight += float(w[0].sum(dtype=torch.float64)) if w else len(found)
+    return -total / weight
