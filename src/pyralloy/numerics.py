@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["invert_monotone", "soft_between", "soft_between_inverse"]
+__all__ = ["add_up", "holds", "invert_monotone", "soft_between", "soft_between_inverse"]
 
 #: Rows already solved are dropped when fewer than this fraction is left.
 KEEP = 0.7
@@ -54,6 +54,25 @@ def soft_between_inverse(value: Tensor, low: float | Tensor, high: float | Tenso
 
 def _softplus_inverse(value: Tensor) -> Tensor:
     return value + torch.log(-torch.expm1(-value))
+
+
+def add_up(terms: Tensor) -> Tensor:
+    """Add up (K, ...) to (...), pairwise, in an order that depends on K alone.
+
+    That of torch's own sum depends on the shape, and the last digit of an answer then on how many
+    others were asked for.
+
+    Example:
+        >>> add_up(torch.arange(5.0))
+        tensor(10.)
+    """
+    spare = None
+    while len(terms) > 1:
+        half = len(terms) // 2
+        if len(terms) % 2:
+            spare = terms[-1] if spare is None else spare + terms[-1]
+        terms = terms[:half] + terms[half : 2 * half]
+    return terms[0] if spare is None else terms[0] + spare
 
 
 def invert_monotone(
@@ -108,11 +127,11 @@ def invert_monotone(
     for _ in range(max_steps if len(rows) else 0):
         middle = torch.addcmul(a, t, b - a)
         fm = function(middle, rows) - goal
-        same = _holds(torch.gt, fm.sign() * fa.sign(), torch.zeros_like(fa))
+        same = holds(torch.gt, fm.sign() * fa.sign(), torch.zeros_like(fa))
         c, fc = torch.lerp(b, a, same), torch.lerp(fb, fa, same)
         b, fb = torch.lerp(a, b, same), torch.lerp(fa, fb, same)
         a, fa = middle, fm
-        best = torch.lerp(b, a, _holds(torch.lt, fa.abs(), fb.abs()))
+        best = torch.lerp(b, a, holds(torch.lt, fa.abs(), fb.abs()))
         smallest = eps * (best.abs() + torch.finfo(a.dtype).tiny) / (b - a).abs()
         # Relative to the target, or small probabilities would keep few of their digits.
         done = (smallest > 0.5) | (fm.abs() <= 2 * eps * goal.abs())
@@ -132,7 +151,7 @@ def invert_monotone(
     return solution
 
 
-def _holds(relation: Callable[..., Tensor], left: Tensor, right: Tensor) -> Tensor:
+def holds(relation: Callable[..., Tensor], left: Tensor, right: Tensor) -> Tensor:
     """Give 1.0 where a relation holds and 0.0 elsewhere: ``lerp`` by it is a quick ``where``."""
     return relation(left, right, out=torch.empty_like(left))
 
@@ -143,7 +162,7 @@ def _chandrupatla_fraction(
     """Place the next point as a fraction of the way from ``a`` to ``b``, all of shape ``(M,)``."""
     xi = (a - b) / (c - b)
     phi = (fa - fb) / (fc - fb)
-    quadratic = _holds(torch.lt, phi * phi, xi) * _holds(torch.lt, (1 - phi) ** 2, 1 - xi)
+    quadratic = holds(torch.lt, phi * phi, xi) * holds(torch.lt, (1 - phi) ** 2, 1 - xi)
     step = fa / (fb - fa) * fc / (fb - fc) + (c - a) / (b - a) * fa / (fc - fa) * fb / (fc - fb)
     half = torch.full_like(step, 0.5)
     return torch.lerp(half, step.nan_to_num(0.5, 0.5, 0.5), quadratic)
