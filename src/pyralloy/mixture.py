@@ -11,7 +11,7 @@ from pyralloy.answers import Interval, Modes
 from pyralloy.checks import broadcast_shapes, probability
 from pyralloy.families import base_of, family_of, kind_of
 from pyralloy.measures import MixtureMeasures
-from pyralloy.regions import Region, highest_density, modes
+from pyralloy.regions import Region, highest_density, mass_above, modes
 
 __all__ = ["Mixture"]
 
@@ -237,6 +237,33 @@ class Mixture(MixtureMeasures):
         probability("level", level)
         table = self.detach()._table(self.batch_shape, torch.float64)
         return highest_density(table, level).reshape(self.batch_shape)
+
+    def mass_above(self, log_density: Tensor) -> Tensor:
+        r"""Give the probability that y falls where the density is higher: :math:`P\{p(Y) > t\}`.
+
+        The inverse of :meth:`highest_density_region`: the level of the region that ends at t. Of
+        counts it is a sum over the integers that are more likely.
+
+        Args:
+            log_density: The log of t in nats, broadcastable to the batch shape.
+
+        Returns:
+            Probabilities in float64, of the broadcast shape, without gradient.
+
+        Raises:
+            ValueError: The density is of a vector, or shapes do not fit.
+
+        Example:
+            >>> from pyro import distributions as dist
+            >>> m = Mixture(dist.Categorical(torch.ones(2)), dist.Normal(torch.zeros(2), 1.0))
+            >>> round(float(m.mass_above(m.log_prob(torch.tensor(1.6449)))), 3)
+            0.9
+        """
+        self._require_scalar("mass_above")
+        t = self._values("log_density", log_density).detach()
+        shape = broadcast_shapes(t.shape, self.batch_shape)
+        table = self.detach()._table(shape, torch.float64)
+        return mass_above(table, t.expand(shape).reshape(-1)).reshape(shape)
 
     def modes(self) -> Modes:
         """Find all local maxima of the density, highest first.

@@ -22,7 +22,7 @@ TOGETHER, MOST = 4, 60
 
 
 class _Normals(NamedTuple):
-    """Components that lead, (K, ...): halves of their weights, places, and rates 1 / (sqrt(2) s)."""
+    """Components that lead, (K, ...): half the weights, the places, and rates 1 / (sqrt(2) s)."""
 
     half: Tensor
     loc: Tensor

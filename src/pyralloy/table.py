@@ -329,7 +329,7 @@ def _(component: td.VonMises) -> Tensor:
 
 
 @singledispatch
-def quick_quantiles(component: Any, weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+def quick_quantiles(component: Any, weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001
     """Solve for quantiles (Q, M) what a family can at once; the flat indices of the rest."""
     return torch.empty_like(u), torch.arange(u.numel(), device=u.device)
 

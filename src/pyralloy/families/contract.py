@@ -201,7 +201,7 @@ class Family(ABC):
         return dispersion_integral(self, weights, component)
 
     def dispersion_width(self, count: int) -> int:
-        """Count the numbers of an intermediate of :meth:`dispersion`, a row of ``count`` components.
+        """Count the numbers a row that :meth:`dispersion` holds at once, of ``count`` components.
 
         As many rows are taken at once as fit in the cache.
         """
