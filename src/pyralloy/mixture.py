@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyralloy.answers import Interval, Modes
-from pyralloy.checks import broadcast_shapes, probability
+from pyralloy.checks import broadcast_shapes, outside_message, probability
 from pyralloy.families import base_of, family_of, kind_of
 from pyralloy.measures import MixtureMeasures
 from pyralloy.regions import Region, highest_density, mass_above, modes
@@ -58,9 +58,17 @@ class Mixture(MixtureMeasures):
 
         Raises:
             ValueError: A shape that does not fit; a column (N, 1) beside N rows, which would score
-                every value at every row.
+                every value at every row; where arguments are validated, a value outside the
+                support.
         """
-        return super().log_prob(value if self.event_shape else self._values("y", value))
+        value = value if self.event_shape else self._values("y", value)
+        try:
+            return super().log_prob(value)
+        except (ValueError, IndexError) as error:
+            message = outside_message(value, self)
+            if message is None:
+                raise
+            raise ValueError(message) from error
 
     @property
     def mean(self) -> Tensor:

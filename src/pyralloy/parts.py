@@ -9,7 +9,7 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor
 
-from pyralloy.checks import beside
+from pyralloy.checks import beside, require_components
 from pyralloy.families import base_of, kind_of, map_components, map_parameters
 from pyralloy.sampling import draw
 from pyralloy.table import Table
@@ -19,6 +19,15 @@ __all__ = ["MixtureParts"]
 
 class MixtureParts(dist.MixtureSameFamily):
     """Pyro's ``MixtureSameFamily`` that can be indexed, reshaped, moved and sampled by row."""
+
+    def __init__(
+        self,
+        mixture_distribution: Any,
+        component_distribution: Any,
+        validate_args: Any = None,
+    ) -> None:
+        super().__init__(mixture_distribution, component_distribution, validate_args=validate_args)
+        require_components(component_distribution, check=self._validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
         """Expand to a larger batch shape, as a ``Mixture``."""
