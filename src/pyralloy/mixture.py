@@ -176,9 +176,9 @@ class Mixture(MixtureMeasures):
         shape = broadcast_shapes(u.shape, self.batch_shape)
         with torch.no_grad():
             rank = len(self.batch_shape)
-            rows = shape[len(shape) - rank :]
+            lead, rows = shape[: len(shape) - rank], shape[len(shape) - rank :]
             # Levels lead: the components of a row are there once, however many are asked.
-            levels = u.detach().expand(shape).reshape(-1, rows.numel())
+            levels = u.detach().expand(shape).reshape(lead.numel(), rows.numel())
             y = self._table(rows).quantile(levels).reshape(shape)
         sources = (u, self.logits, *kind_of(self.components).values(self.components))
         if not torch.is_grad_enabled() or not any(v.requires_grad for v in sources):
