@@ -70,8 +70,9 @@ def normal_quantiles(
 
     Example:
         >>> row = [torch.tensor([v]) for v in ([0.5, 0.5], [-2.0, 2.0], [1.0, 1.0])]
-        >>> normal_quantiles(*row, torch.tensor([[0.3], [0.7]]))[0].round(decimals=3).tolist()
-        [[-1.747], [1.747]]
+        >>> y, unsolved = normal_quantiles(*row, torch.tensor([[0.3], [0.7]]))
+        >>> [round(float(q), 3) for q in y], len(unsolved)
+        ([-1.747, 1.747], 0)
     """
     (levels, rows), count = u.shape, max(1, weights.shape[1])
     room = max(1, CHUNK // (weights.element_size() * count))
@@ -92,7 +93,8 @@ def normal_quantiles(
             block = (slice(top, top + across), part)
             search = _start(u[block], w, at, width)
             wide = _Normals(*(v[:, None] for v in normals))
-            for _ in range(TOGETHER):
+            search, found = _round(wide, search)
+            for _ in range(TOGETHER - 1):
                 search, found = _round(wide, search)
             y[block], unsolved[block] = search.y, ~found
             flat = (~found).flatten().nonzero()[:, 0]
