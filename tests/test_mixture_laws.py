@@ -105,6 +105,15 @@ def test_quantiles_of_a_hundred_thousand_mixtures_are_right_to_the_last(dtype):
             assert float((low - u).max()) <= bound and float((u - high).max()) <= bound
 
 
+@pytest.mark.parametrize(("given_as", "dtype"), [(F32, F64), (F64, F32)])
+def test_levels_of_another_dtype_give_quantiles_of_the_wider(given_as, dtype):
+    m = random_mixture(3, 5, (4,), dtype)
+    u = torch.tensor([0.1, 0.25, 0.5, 0.9], dtype=given_as)
+    y = m.icdf(u)
+    assert y.dtype == F64
+    assert_close(m.to(F64).cdf(y), u.to(F64), 1e-6)
+
+
 @wide_mixture
 def test_cdf_inverts_quantile(seed, count, batch):
     m = random_mixture(seed, count, batch)

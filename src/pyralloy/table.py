@@ -206,6 +206,7 @@ class Table:
         """Invert the cdf at ``u``, one level a row (M,) or Q of them (Q, M), in a bracket."""
         if u.ndim == 1:
             return self.quantile(u[None])[0]
+        u = u.to(torch.promote_types(u.dtype, self.weights.dtype))
         y, left = quick_quantiles(self.components, self.weights, u)
         if len(left) > 0:
             rest = self.take(left % max(1, len(self)))
@@ -357,7 +358,7 @@ def quick_quantiles(component: Any, weights: Tensor, u: Tensor) -> tuple[Tensor,
 
 @quick_quantiles.register
 def _(component: td.Normal, weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    return normal_quantiles(weights, component.loc, component.scale, u)
+    return normal_quantiles(*(v.to(u.dtype) for v in (weights, component.loc, component.scale)), u)
 
 
 def _distance(table: Table, y: Tensor) -> Tensor:
