@@ -110,7 +110,8 @@ def main():
 
     y = density.sample(generator=torch.Generator().manual_seed(1))
     ours, _ = timed(lambda: density.crps(y), repeats=2)
-    draws = density.sample((100,), generator=torch.Generator().manual_seed(2)).T.double().numpy()
+    draws = density.sample((100,), generator=torch.Generator().manual_seed(2))
+    draws = draws.T.double().contiguous().numpy()  # as the other package likes them best
     theirs, _ = timed(lambda: scoringrules.crps_ensemble(y.double().numpy(), draws), repeats=2)
     wide = density[:few].to(torch.float64)
     reference = scoringrules.crps_mixnorm(

@@ -138,4 +138,5 @@ def frozen(name, c):
         "weibull": lambda: s.weibull_min(p["concentration"], scale=p["scale"]),
         "poisson": lambda: s.poisson(p["rate"]),
         "negative_binomial": lambda: s.nbinom(p["total_count"], 1 - p["probs"]),
+        "von_mises": lambda: s.vonmises(p["concentration"], loc=p["loc"]),
     }[name]()

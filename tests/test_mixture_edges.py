@@ -148,6 +148,35 @@ def test_errors_name_the_argument(call, name):
         call()
 
 
+def positive(rows):
+    shape = (rows, 2)
+    return Mixture(dist.Categorical(torch.ones(shape)), dist.Gamma(torch.full(shape, 2.0), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: Mixture(dist.Categorical(torch.zeros(3, 0), validate_args=False),
+                         dist.Normal(torch.zeros(3, 0), 1.0)), "at least one component"),
+        (lambda: Mixture(dist.Categorical(torch.ones(1)), dist.MultivariateStudentT(
+            torch.tensor([3.0]), torch.zeros(1, 2), torch.diag(torch.tensor([1.0, -2.0]))[None])),
+         "scale_tril has -2 on its diagonal.*cholesky"),
+        (lambda: Mixture(dist.Categorical(torch.ones(1)), dist.MultivariateNormal(
+            torch.zeros(1, 2), scale_tril=torch.zeros(1, 2, 2), validate_args=False)),
+         "scale_tril has 0 on its diagonal.*cholesky"),
+        (lambda: positive(3).log_prob(torch.tensor([1.0, -2.0, -3.0])),
+         r"y holds -2.0 at \(1,\).*support"),
+        (lambda: VECTOR.log_prob(torch.zeros(4, 3)), r"y has shape \(4, 3\).*give \(4, 2\)"),
+        (lambda: VECTOR.log_prob(torch.zeros(5, 2)), r"y has shape \(5, 2\).*give \(4, 2\)"),
+        (lambda: SCALAR.mass_above(torch.zeros(4, 1)), "log_density has shape"),
+        (lambda: VECTOR.mass_above(torch.zeros(4)), "mass_above is defined for a scalar"),
+    ],
+)  # fmt: skip
+def test_errors_name_value_rule_and_remedy(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
 @pytest.mark.parametrize("rows", [5, (0, 0), (slice(None), None)])
 def test_rows_out_of_range_are_refused(rows):
     with pytest.raises(IndexError):

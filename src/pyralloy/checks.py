@@ -15,9 +15,11 @@ __all__ = [
     "beside",
     "broadcast_shapes",
     "integer",
+    "outside_message",
     "paired",
     "positive",
     "probability",
+    "require_components",
 ]
 
 
@@ -184,3 +186,61 @@ def beside(name: str, values: Any, batch_shape: torch.Size, like: Tensor) -> Ten
             f"batch_shape {tuple(batch_shape)}; give one value a row, or (S, N) of them."
         ) from None
     return tensor
+
+
+def require_components(components: Any, *, check: bool) -> None:
+    """Check what torch does not check of the components of a mixture.
+
+    Args:
+        components: Batch shape (..., K).
+        check: Whether to look at values too.
+
+    Raises:
+        ValueError: There is no component, or a triangular scale matrix whose diagonal is not
+            positive, so that no covariance has it for its root.
+    """
+    if components.batch_shape[-1] == 0:
+        raise ValueError(
+            f"component_distribution has batch_shape {tuple(components.batch_shape)}: a mixture "
+            "needs at least one component, the last dimension."
+        )
+    tril = getattr(components, "scale_tril", None) if check else None
+    if isinstance(tril, Tensor):
+        least = tril.diagonal(dim1=-2, dim2=-1).amin()
+        if not bool(least > 0):
+            raise ValueError(
+                f"scale_tril has {float(least):g} on its diagonal, which must be positive: give a "
+                "Cholesky factor, torch.linalg.cholesky(covariance), of a positive definite matrix."
+            )
+
+
+def outside_message(y: Tensor, density: Any) -> str | None:
+    """Say what is wrong with values of which a log density was asked, or None.
+
+    Args:
+        y: The values.
+        density: A distribution that has a support.
+
+    Returns:
+        A sentence that names the first bad value, or the shape, and what to do.
+    """
+    batch, event = density.batch_shape, density.event_shape
+    lead = y.shape[: y.ndim - len(event)]
+    try:
+        broadcast_shapes(lead, batch)
+        fits = y.shape[len(lead) :] == event
+    except ValueError:
+        fits = False
+    if not fits:
+        return (
+            f"y has shape {tuple(y.shape)} and the density is of batch_shape {tuple(batch)} and "
+            f"event_shape {tuple(event)}: give {tuple(batch + event)}, one value a row."
+        )
+    bad = ~density.support.check(y)
+    if not bool(bad.any()):
+        return None
+    place = tuple(int(i) for i in bad.nonzero()[0])
+    return (
+        f"y holds {y.expand(*bad.shape, *event)[place].tolist()} at {place}, where the components "
+        "have no density: give values inside their support, or choose a family that reaches there."
+    )

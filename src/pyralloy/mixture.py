@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from pyralloy.answers import Interval, Modes
-from pyralloy.checks import broadcast_shapes, probability
+from pyralloy.checks import broadcast_shapes, outside_message, probability
 from pyralloy.families import base_of, family_of, kind_of
 from pyralloy.measures import MixtureMeasures
-from pyralloy.regions import Region, highest_density, modes
+from pyralloy.regions import Region, highest_density, mass_above, modes
 
 __all__ = ["Mixture"]
 
@@ -58,12 +58,19 @@ class Mixture(MixtureMeasures):
 
         Raises:
             ValueError: A shape that does not fit; a column (N, 1) beside N rows, which would score
-                every value at every row.
+                every value at every row; where arguments are validated, a value outside the
+                support.
         """
         value = value if self.event_shape else self._values("y", value)
-        if self._validate_args:
-            self._validate_sample(value)
-        parts = kind_of(self.components).log_prob(self.components, self._pad(value))  # (..., K)
+        try:
+            if self._validate_args:
+                self._validate_sample(value)
+            parts = kind_of(self.components).log_prob(self.components, self._pad(value))  # (..., K)
+        except (ValueError, IndexError) as error:
+            message = outside_message(value, self)
+            if message is None:
+                raise
+            raise ValueError(message) from error
         # A Categorical keeps its logits normalised.
         return torch.logsumexp(self.mixture_distribution.logits + parts, -1)
 
@@ -172,12 +179,15 @@ class Mixture(MixtureMeasures):
             )
         shape = broadcast_shapes(u.shape, self.batch_shape)
         with torch.no_grad():
-            y = self._table(shape).quantile(u.expand(shape).reshape(-1)).reshape(shape)
-        if not torch.is_grad_enabled():
+            rank = len(self.batch_shape)
+            lead, rows = shape[: len(shape) - rank], shape[len(shape) - rank :]
+            # Levels lead: the components of a row are there once, however many are asked.
+            levels = u.detach().expand(shape).reshape(lead.numel(), rows.numel())
+            y = self._table(rows).quantile(levels).reshape(shape)
+        sources = (u, self.logits, *kind_of(self.components).values(self.components))
+        if not torch.is_grad_enabled() or not any(v.requires_grad for v in sources):
             return y
         surface = self.expand(shape).cdf(y) - u
-        if not surface.requires_grad:
-            return y
         slope = self.expand(shape).log_prob(y).detach().exp()
         # Where y has no density to speak of, between branches far apart, no gradient is right.
         per_slope = torch.where(slope > torch.finfo(y.dtype).tiny ** 0.5, 1.0 / slope, 0.0)
@@ -237,8 +247,35 @@ class Mixture(MixtureMeasures):
         """
         self._require_scalar("highest_density_region")
         probability("level", level)
-        table = self.detach().to(torch.float64)._table(self.batch_shape)
+        table = self.detach()._table(self.batch_shape, torch.float64)
         return highest_density(table, level).reshape(self.batch_shape)
+
+    def mass_above(self, log_density: Tensor) -> Tensor:
+        r"""Give the probability that y falls where the density is higher: :math:`P\{p(Y) > t\}`.
+
+        The inverse of :meth:`highest_density_region`: the level of the region that ends at t. Of
+        counts it is a sum over the integers that are more likely.
+
+        Args:
+            log_density: The log of t in nats, broadcastable to the batch shape.
+
+        Returns:
+            Probabilities in float64, of the broadcast shape, without gradient.
+
+        Raises:
+            ValueError: The density is of a vector, or shapes do not fit.
+
+        Example:
+            >>> from pyro import distributions as dist
+            >>> m = Mixture(dist.Categorical(torch.ones(2)), dist.Normal(torch.zeros(2), 1.0))
+            >>> round(float(m.mass_above(m.log_prob(torch.tensor(1.6449)))), 3)
+            0.9
+        """
+        self._require_scalar("mass_above")
+        t = self._values("log_density", log_density).detach()
+        shape = broadcast_shapes(t.shape, self.batch_shape)
+        table = self.detach()._table(shape, torch.float64)
+        return mass_above(table, t.expand(shape).reshape(-1)).reshape(shape)
 
     def modes(self) -> Modes:
         """Find all local maxima of the density, highest first.
@@ -262,7 +299,7 @@ class Mixture(MixtureMeasures):
             [5.0, -5.0]
         """
         self._require_scalar("modes")
-        found = modes(self.detach().to(torch.float64)._table(self.batch_shape))
+        found = modes(self.detach()._table(self.batch_shape, torch.float64))
         return Modes(*(v.reshape(*self.batch_shape, v.shape[-1]) for v in found))
 
     def crps(self, y: Tensor) -> Tensor:
@@ -296,7 +333,8 @@ class Mixture(MixtureMeasures):
         y = self._values("y", y)
         shape = broadcast_shapes(y.shape, self.batch_shape)
         y = y.to(torch.float64).expand(shape).reshape(-1)
-        wide = self.to(torch.float64)
         # The dispersion does not depend on y: once a row, however many y are scored there.
-        own = wide._table(self.batch_shape).dispersion().reshape(self.batch_shape)
-        return (wide._table(shape).distance(y).reshape(shape) - own).to(self.dtype)
+        own = self._table(self.batch_shape, torch.float64)
+        every = own if shape == self.batch_shape else self._table(shape, torch.float64)
+        dispersion = own.dispersion().reshape(self.batch_shape)
+        return (every.distance(y).reshape(shape) - dispersion).to(self.dtype)

@@ -9,7 +9,7 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor
 
-from pyralloy.checks import beside
+from pyralloy.checks import beside, require_components
 from pyralloy.families import base_of, kind_of, map_components, map_parameters
 from pyralloy.sampling import draw
 from pyralloy.table import Table
@@ -19,6 +19,15 @@ __all__ = ["MixtureParts"]
 
 class MixtureParts(dist.MixtureSameFamily):
     """Pyro's ``MixtureSameFamily`` that can be indexed, reshaped, moved and sampled by row."""
+
+    def __init__(
+        self,
+        mixture_distribution: Any,
+        component_distribution: Any,
+        validate_args: Any = None,
+    ) -> None:
+        super().__init__(mixture_distribution, component_distribution, validate_args=validate_args)
+        require_components(component_distribution, check=self._validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
         """Expand to a larger batch shape, as a ``Mixture``."""
@@ -153,8 +162,13 @@ class MixtureParts(dist.MixtureSameFamily):
     def _values(self, name: str, values: Any) -> Tensor:
         return beside(name, values, self.batch_shape, self.logits)
 
-    def _table(self, shape: torch.Size) -> Table:
+    def _table(self, shape: torch.Size, dtype: torch.dtype | None = None) -> Table:
         """Flatten into one row for each element of ``shape``, to which the batch broadcasts."""
         count, wide = self.num_components, self.expand(shape)
-        components = map_parameters(wide.components, lambda p: p.reshape(-1, count), 0)
-        return Table(wide.weights.reshape(-1, count), components)
+        dtype = dtype or self.dtype
+        components = map_parameters(
+            wide.components, lambda p: p.to(dtype).expand(*shape, count).reshape(-1, count), 0
+        )
+        # Once, in the dtype of the answer: the weights then sum to one in it.
+        weights = torch.softmax(wide.mixture_distribution.logits.to(dtype), -1)
+        return Table(weights.expand(*shape, count).reshape(-1, count), components)

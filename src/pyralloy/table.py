@@ -14,6 +14,7 @@ from torch import distributions as td
 
 from pyralloy.checks import broadcast_shapes
 from pyralloy.families import Family, family_of, map_parameters, wrap
+from pyralloy.normal_quantiles import normal_quantiles
 from pyralloy.numerics import invert_monotone
 
 __all__ = ["Table"]
@@ -59,7 +60,11 @@ class Table:
 
     def take(self, rows: Tensor | slice) -> Table:
         """Pick rows."""
-        return Table(self.weights[rows], map_parameters(self.components, lambda p: p[rows], 0))
+
+        def pick(p: Tensor) -> Tensor:  # indexing by a tensor is four times slower
+            return p.index_select(0, rows) if isinstance(rows, Tensor) else p[rows]
+
+        return Table(pick(self.weights), map_parameters(self.components, pick, 0))
 
     def among(self, rows: Tensor) -> Table:
         """Pick distinct rows, in order, without a copy where they are all."""
@@ -92,6 +97,8 @@ class Table:
         Scaled by ``p``, the slope keeps its sign where the density itself underflows.
         """
         points, count = y.shape[1], self.weights.shape[1]
+        if points == 1:
+            return self._slopes_at(y)
         # Components lead, (K, M, P): sums over them then run along whole vectors.
         log_weights = self.weights.log().T[..., None].contiguous()
         components = map_parameters(self.components, lambda p: p.T[..., None].contiguous(), 0)
@@ -103,10 +110,22 @@ class Table:
             part = map_parameters(components, lambda p, rows=rows: p[:, rows], 0)
             for left in range(0, points, across):
                 where = (rows, slice(left, left + across))
-                found = _mix(log_weights[:, rows], log_slopes(part, y[where]))
+                found = _mix(log_weights[:, rows], log_slopes(part, y[where]), 0)
                 for whole, piece in zip(result, found, strict=True):
                     whole[where] = piece
         return result
+
+    def _slopes_at(self, y: Tensor) -> Slopes:
+        """Evaluate :meth:`slopes` at one point a row, (M, 1): the rows may stay as they lie."""
+        found = [
+            _mix(part.weights.log(), log_slopes(part.components, at), 1)
+            for part, at in (
+                (self.take(rows), y[rows]) for rows in self.chunks(self.weights.shape[1])
+            )
+        ]
+        if not found:
+            return Slopes(y, y, y)
+        return Slopes(*(torch.cat(values)[:, None] for values in zip(*found, strict=True)))
 
     def support(self) -> tuple[Tensor, Tensor]:
         """Give the ends of the support, (M,) each, infinite where there is none."""
@@ -184,8 +203,15 @@ class Table:
         return landmarks(self.components)
 
     def quantile(self, u: Tensor) -> Tensor:
-        """Invert the cdf at ``u`` (M,), from a bracket between the components' own quantiles."""
-        return self._by_chunk(self.weights.shape[1], _quantile, u)
+        """Invert the cdf at ``u``, one level a row (M,) or Q of them (Q, M), in a bracket."""
+        if u.ndim == 1:
+            return self.quantile(u[None])[0]
+        u = u.to(torch.promote_types(u.dtype, self.weights.dtype))
+        y, left = quick_quantiles(self.components, self.weights, u)
+        if len(left) > 0:
+            rest = self.take(left % max(1, len(self)))
+            y.view(-1)[left] = rest._by_chunk(self.weights.shape[1], _quantile, u.flatten()[left])
+        return y
 
     def distance(self, y: Tensor) -> Tensor:
         """Evaluate the expected distance to ``y`` (M,)."""
@@ -193,9 +219,7 @@ class Table:
 
     def dispersion(self) -> Tensor:
         """Evaluate half the expected distance between two draws, shape (M,)."""
-        count = self.weights.shape[1]
-        closed = type(self.family).dispersion is not Family.dispersion
-        width = count * (count + 1) // 2 if closed else 200 * count * count
+        width = self.family.dispersion_width(self.weights.shape[1])
         parts = (self.take(part) for part in self.chunks(width))
         halves = [t.family.dispersion(t.weights, t.components) for t in parts]
         return torch.cat(halves) if halves else self.weights.sum(-1)
@@ -281,16 +305,17 @@ def _(component: td.VonMises, y: Tensor) -> Slopes:
     return Slopes(component.log_prob(y), -rate * gap.sin(), -rate * gap.cos())
 
 
-def _mix(log_weights: Tensor, parts: Slopes) -> Slopes:
-    """Combine components (K, ...) into the mixture (...)."""
+def _mix(log_weights: Tensor, parts: Slopes, dim: int) -> Slopes:
+    """Combine components, which lie along ``dim``, into the mixture."""
     terms = parts.value.add_(log_weights)
-    top = terms.amax(0)
+    top = terms.amax(dim)
     # Not below exp(-600): subnormal numbers are slow.
-    terms = terms.sub_(top.clamp_min(torch.finfo(top.dtype).min)).clamp_min_(-600.0).exp_()
-    total = terms.sum(0)
+    least = top.clamp_min(torch.finfo(top.dtype).min).unsqueeze(dim)
+    terms = terms.sub_(least).clamp_min_(-600.0).exp_()
+    total = terms.sum(dim)
     first = terms * parts.first
-    mean = first.sum(0) / total
-    second = (first.mul_(parts.first).sum(0) + terms.mul_(parts.second).sum(0)) / total
+    mean = first.sum(dim) / total
+    second = (first.mul_(parts.first).sum(dim) + terms.mul_(parts.second).sum(dim)) / total
     return Slopes(top + total.log(), mean, second - mean.square())
 
 
@@ -323,6 +348,17 @@ def _(component: td.VonMises) -> Tensor:
     places = wrap(component.loc[..., None] + width[..., None] * units).flatten(1)
     ends = torch.tensor([-math.pi, math.pi], dtype=units.dtype, device=units.device)
     return torch.cat([places, ends.expand(len(places), 2)], 1)  # the circle is covered
+
+
+@singledispatch
+def quick_quantiles(component: Any, weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    """Solve for quantiles (Q, M) what a family can at once; the flat indices of the rest."""
+    return torch.empty_like(u), torch.arange(u.numel(), device=u.device)
+
+
+@quick_quantiles.register
+def _(component: td.Normal, weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    return normal_quantiles(*(v.to(u.dtype) for v in (weights, component.loc, component.scale)), u)
 
 
 def _distance(table: Table, y: Tensor) -> Tensor:
