@@ -221,13 +221,13 @@ def gradients(name, seed, batch, dtype):
     family = FAMILIES[name]
     raw = 0.5 * torch.randn(3, family.outputs, generator=torch.Generator().manual_seed(seed))
     raw, logits = raw.to(F64), torch.tensor([0.1, -0.3, 0.2], dtype=F64)
-    start = pa.Mixture(dist.Categorical(logits=logits), family.from_raw(raw, 1.0))
+    start = pa.Mixture(dist.Categorical(logits=logits), family.from_raw(raw.unbind(-1), 1.0))
     y = typical(start, seed)[0].to(F64)
     largest = 0.0
     for question in ("log_prob", "cdf", "crps"):
 
         def answer(y, logits, raw, question=question):
-            made = family.from_raw(raw, 1.0)
+            made = family.from_raw(raw.unbind(-1), 1.0)
             return getattr(pa.Mixture(dist.Categorical(logits=logits), made), question)(y)
 
         values = [y, logits, raw]

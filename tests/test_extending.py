@@ -35,7 +35,7 @@ def mixture(family, batch=(3,)):
     source = torch.Generator().manual_seed(0)
     raw = torch.randn(*batch, 4, family.outputs, generator=source, dtype=F64)
     logits = torch.randn(*batch, 4, generator=source, dtype=F64)
-    return pa.Mixture(dist.Categorical(logits=logits), family.from_raw(raw, 2.0))
+    return pa.Mixture(dist.Categorical(logits=logits), family.from_raw(raw.unbind(-1), 2.0))
 
 
 def test_it_takes_at_most_25_lines():
@@ -65,7 +65,7 @@ def test_its_crps_is_the_integral(gumbel):
 
 def test_its_raw_outputs_are_inverted_and_it_works_in_a_head(gumbel):
     loc, scale = torch.tensor([-1.0, 3.0], dtype=F64), torch.tensor([0.5, 2.0], dtype=F64)
-    made = gumbel.from_raw(gumbel.to_raw(loc, scale, 1.0), 1.0)
+    made = gumbel.from_raw(gumbel.to_raw(loc, scale, 1.0).unbind(-1), 1.0)
     assert torch.allclose(made.mean, loc) and torch.allclose(made.stddev, scale)
     head = pa.MixtureHead(6, components=3, family="gumbel")
     density = head(torch.randn(5, 6, generator=torch.Generator().manual_seed(0)))

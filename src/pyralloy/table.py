@@ -358,7 +358,8 @@ def quick_quantiles(component: Any, weights: Tensor, u: Tensor) -> tuple[Tensor,
 
 @quick_quantiles.register
 def _(component: td.Normal, weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    return normal_quantiles(*(v.to(u.dtype) for v in (weights, component.loc, component.scale)), u)
+    weights, loc, scale = (v.to(u.dtype) for v in (weights, component.loc, component.scale))
+    return normal_quantiles(weights, loc, scale, u)
 
 
 def _distance(table: Table, y: Tensor) -> Tensor:
