@@ -199,7 +199,9 @@ def test_mass_above_a_threshold_is_that_of_a_grid():
 def test_mass_above_of_other_families_is_the_level_of_the_region_that_ends_there(kind):
     family = pa.families.FAMILIES[kind]
     raw = torch.randn(20, 3, family.outputs, generator=torch.Generator().manual_seed(1)).to(F64)
-    density = pa.Mixture(dist.Categorical(torch.ones(20, 3).to(F64)), family.from_raw(raw.unbind(-1), 1.0))
+    density = pa.Mixture(
+        dist.Categorical(torch.ones(20, 3).to(F64)), family.from_raw(raw.unbind(-1), 1.0)
+    )
     region = density.highest_density_region(0.7)
     found = density.mass_above(region.log_density)
     assert torch.allclose(found, torch.full_like(found, 0.7), atol=1e-6)

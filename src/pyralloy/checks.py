@@ -22,6 +22,9 @@ __all__ = [
     "require_components",
 ]
 
+#: Numbers that are looked at together.
+BLOCK = 2**20
+
 
 def integer(name: str, value: Any, low: int = 1) -> int:
     """Check an integer of at least ``low`` and give it as an ``int``.
@@ -103,8 +106,10 @@ def as_values(name: str, values: Any, *, device: torch.device | None = None) -> 
         raise ValueError(f"{name} is a single number: give an array with one row an observation.")
     if values.numel() == 0:
         raise ValueError(f"{name} is empty, shape {tuple(values.shape)}: give at least one row.")
-    finite = values.isfinite()
-    if not bool(finite.all()):
+    # In parts: the test makes copies for a moment, which of all rows could be too many.
+    parts = values.split(max(1, BLOCK // max(1, values[0].numel())))
+    if not all(bool(part.isfinite().all()) for part in parts):
+        finite = values.isfinite()
         rows = (~finite).flatten(1).any(1) if values.ndim > 1 else ~finite
         first = int(rows.nonzero()[0])
         raise ValueError(
@@ -143,7 +148,9 @@ def _from_array(name: str, values: Any) -> Tensor:
         )
     if array.dtype.kind in "biu" or array.dtype.itemsize not in (4, 8):
         array = array.astype(np.float64)
-    return torch.from_numpy(np.array(array, order="C", dtype=array.dtype.newbyteorder("=")))
+    array = np.asarray(array, order="C", dtype=array.dtype.newbyteorder("="))
+    # Torch shares the memory, and has no tensor that must not be written to.
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def broadcast_shapes(*shapes: torch.Size) -> torch.Size:

@@ -71,7 +71,12 @@ def place_components(head: MixtureHead, y: Tensor, generator: torch.Generator) -
     """
     farthest = float(y.abs().amax())
     head.widen(farthest / FENCE)
-    rows = torch.randperm(y.shape[0], generator=generator)[:MOST_ROWS].to(y.device)
+    # Of very many rows hardly one is drawn twice, and their order would take more memory than y.
+    count = y.shape[0]
+    if count > 100 * MOST_ROWS:
+        rows = torch.randint(count, (MOST_ROWS,), generator=generator).to(y.device)
+    else:
+        rows = torch.randperm(count, generator=generator)[:MOST_ROWS].to(y.device)
     if y.ndim == 1 and head.family.support.shifts and farthest > FENCE:
         place_marginal(head, y, rows, bias_only=False)
         return

@@ -23,7 +23,7 @@ FENCE = 20.0
 INPUT_LIMIT = 20.0
 
 #: Numbers that are standardised at once: what is in float64 for a moment is no second copy of x.
-BLOCK = 2**22
+BLOCK = 2**18
 
 #: Rows that quantiles are taken from; more would not move them by much.
 MOST_ROWS = 100_000

@@ -29,6 +29,9 @@ MOST_ROWS = 2_000
 #: Rows that marginal and model are compared on: their difference is then known to 0.01 nats.
 MOST_COMPARED = 10_000
 
+#: Training rows that held-out rows are looked for among.
+MOST_MATCHED = 200_000
+
 #: Rows of an evaluation at once.
 CHUNK = 4096
 
@@ -135,8 +138,9 @@ def _against_marginal(fit: Fit, trained: Rows, held_out: Rows | None) -> tuple[F
     step = math.ceil(len(reference.y) / MOST_COMPARED)
     reference = _without_copies(Rows(reference.x[::step], reference.y[::step]))
     learnt = _scores(model, reference)
-    marginal = marginal_density(trained.y, circular=support.circular)
-    kernels = _in_chunks(marginal.log_prob, reference.y)
+    some = trained.y[:: math.ceil(len(trained.y) / MOST_COMPARED)]
+    marginal = marginal_density(some, circular=support.circular)
+    kernels = _in_chunks(marginal.log_prob, reference.y, chunk=CHUNK // 16)
     against = _verdict(learnt, kernels)
     if against.better and not blind:
         return fit, []
@@ -211,8 +215,8 @@ def _scores(model: MDN, rows: Rows) -> Tensor:
         return _in_chunks(lambda z, t: model.network(z).log_prob(t), rows.x, rows.y)
 
 
-def _in_chunks(log_prob: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    parts = zip(*(t.split(CHUNK) for t in tensors), strict=True)
+def _in_chunks(log_prob: Callable[..., Tensor], *tensors: Tensor, chunk: int = CHUNK) -> Tensor:
+    parts = zip(*(t.split(chunk) for t in tensors), strict=True)
     return torch.cat([log_prob(*part).to(torch.float64) for part in parts])
 
 
@@ -280,13 +284,15 @@ def _of_few_values(model: MDN, y: Tensor) -> list[str]:
 def _of_leaks(trained: Rows, held_out: Rows) -> list[str]:
     """Say where held-out rows are copies of rows that were trained on."""
     held = Rows(_some(held_out.x), _some(held_out.y))
-    step = math.ceil(len(trained.y) / MOST_COMPARED)
-    trained = Rows(trained.x[::step], trained.y[::step])
-    both = Rows(torch.cat([held.x, trained.x]), torch.cat([held.y, trained.y]))
+    # Of very many training rows some are compared, and stand for the others.
+    step = math.ceil(len(trained.y) / MOST_MATCHED)
+    some = Rows(trained.x[::step], trained.y[::step])
+    both = Rows(torch.cat([held.x, some.x]), torch.cat([held.y, some.y]))
     sets = copies(both)
     if sets is None:
         return []
-    leaked = int(torch.isin(sets[: len(held.y)], sets[len(held.y) :]).sum())
+    leaked = step * int(torch.isin(sets[: len(held.y)], sets[len(held.y) :]).sum())
+    leaked = min(leaked, len(held.y))
     if leaked < max(2, LEAK * len(held.y)):
         return []
     what = f"{leaked} of {len(held.y)} held-out rows are copies of rows that were trained on"

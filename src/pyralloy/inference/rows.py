@@ -257,12 +257,13 @@ def require_reach(trained: Tensor, held_out: Tensor | None, family: Family | Vec
     for name, y in (("y", trained), ("y of validation", held_out)):
         if y is None:
             continue
-        away = most.farness(y)
-        far = (away > REACH).reshape(len(y), -1).any(-1)
+        parts = [most.farness(part) > REACH for part in y.split(CHUNK)]  # float64 for a moment
+        far = torch.cat(parts).reshape(len(y), -1).any(-1)
         if bool(far.any()):
             first = int(far.nonzero()[0])
+            away = float(most.farness(y[first]).max())
             raise ValueError(
-                f"{name} holds {y[first].tolist()}, {float(away[first].max()):.0e} spreads from "
+                f"{name} holds {y[first].tolist()}, {away:.0e} spreads from "
                 f"the median, and {int(far.sum())} such rows of {len(y)}: at most {REACH:g} is "
                 "taken; drop those rows, or replace what stands for a missing value."
             )
