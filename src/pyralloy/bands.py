@@ -202,8 +202,8 @@ def _bounds(n: int, gamma: float) -> tuple[Array, Array]:
 @functools.lru_cache(maxsize=256)
 def _pointwise(n: int, level: float) -> float:
     """Find the largest pointwise probability of leaving for which the band holds ``level``."""
-    # Leaving somewhere is at least as likely as at one point, and at most as at all together.
-    low, high = math.log((1.0 - level) / min(n, POINTS)), math.log(1.0 - level)
+    # Leaving somewhere is at most as likely as at each point, one after another, together.
+    low, high = math.log((1.0 - level) / min(n, POINTS)), 0.0
     for _ in range(HALVINGS):
         middle = (low + high) / 2.0
         if coverage(n, math.exp(middle)) >= level:

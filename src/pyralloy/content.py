@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pyralloy.circle import cut_open
 from pyralloy.families import family_of, wrap
+from pyralloy.integers import _probabilities
 from pyralloy.mixture import Mixture
 from pyralloy.regions import _crossings, _landscape, _wide
 from pyralloy.table import Table
@@ -47,9 +48,12 @@ def hdr_pit(density: Mixture, y: Tensor) -> Tensor:
     """
     wide = density.detach().to(torch.float64)
     y = y.to(torch.float64)
-    if density.num_components > MANY or family_of(density.components).support.integer:
+    integer = family_of(density.components).support.integer
+    if density.num_components > MANY and not integer:
         return _ranks(wide, y)
     with torch.no_grad():
+        if integer:
+            return _of_counts(wide._table(wide.batch_shape), y)
         table, turn = cut_open(_wide(wide._table(wide.batch_shape)))
         y = wrap(y + turn) if table.family.support.circular else y
         chunks = table.chunks(4 * table.weights.shape[1])
@@ -67,6 +71,15 @@ def _content(table: Table, y: Tensor) -> Tensor:
     # Outside the support everything else is denser; at a pole nothing is.
     held = torch.where(t.isfinite() | (t == torch.inf), held, 1.0)
     return held.clamp(0.0, 1.0)
+
+
+def _of_counts(table: Table, y: Tensor) -> Tensor:
+    own, parts, start = table.log_prob(y).exp(), [], 0
+    for _, p in _probabilities(table):
+        at = own[start : start + len(p), None] * (1.0 - 1e-12)  # ties are as likely
+        parts.append(torch.where(p >= at, p, 0.0).sum(-1))
+        start += len(p)
+    return torch.cat(parts).clamp(0.0, 1.0)
 
 
 def _ranks(density: Mixture, y: Tensor) -> Tensor:

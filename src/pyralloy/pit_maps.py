@@ -159,7 +159,8 @@ def fit_monotone(z: Tensor) -> MonotoneMap:
         if len(scores) < ROWS * pieces:
             break
         knots = np.quantile(scores, np.arange(1, pieces) / pieces)
-        if len(np.unique(knots)) < len(knots) or scores[0] == scores[-1]:
+        # Between ties there is nothing for a slope to be fitted to.
+        if (np.diff([scores[0], *knots, scores[-1]]) <= 0).any():
             break
         start, slopes, loss = _newton(scores, knots)
         cost = loss + 0.5 * np.log(len(scores)) * (pieces + 1)

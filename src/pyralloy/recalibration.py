@@ -29,10 +29,12 @@ from pyralloy.regions import Region
 
 __all__ = ["RecalibratedDensity", "Recalibration", "recalibrate"]
 
-#: Normal scores of the recalibrated density between which integrals are taken.
-REACH = 8.0
+#: Normal scores of the recalibrated density between which integrals are taken, and regions sought.
+INTEGRAL_REACH, REGION_REACH = 8.0, 5.0
 #: Cells of one row: for integrals, whose integrand is smooth in each, and for regions.
 INTEGRAL_CELLS, REGION_CELLS = 192, 2048
+#: Share of rows whose PIT may be beyond float64.
+MOST_LOST = 0.01
 #: Least cells of one component, and numbers of one intermediate.
 FEWEST, CHUNK = 12, 1 << 22
 
@@ -80,8 +82,8 @@ def recalibrate(
         A :class:`Recalibration`; ``apply`` it to densities.
 
     Raises:
-        ValueError: An unknown method, fewer than 20 rows, or densities of a vector, of counts or
-            of angles, whose PIT is not continuous.
+        ValueError: An unknown method, fewer than 20 rows, densities that are hopelessly wrong, or
+            of a vector, of counts or of angles, whose PIT is not continuous.
 
     References:
         Kuleshov, V., Fenner, N., & Ermon, S. (2018). Accurate uncertainties for deep learning
@@ -110,6 +112,12 @@ def recalibrate(
         raise ValueError(f"y has {len(observed)} rows: give at least 20 to fit a map on.")
     observed = observed.to(wide.logits)
     z = normal_score(wide.cdf(observed), wide.survival(observed))
+    lost = int((z.abs() >= FARTHEST).sum())
+    if lost > MOST_LOST * len(z):
+        raise ValueError(
+            f"y lies where the density is next to nothing in {lost} of {len(z)} rows: no map of the "
+            "PIT can mend that. Fit again, with wider scales or a family of longer tails."
+        )
     return Recalibration(METHODS[method](z), len(observed))
 
 
@@ -250,8 +258,8 @@ class RecalibratedDensity:
     def highest_density_region(self, level: float = 0.9) -> Region:
         """Give the smallest region that holds probability ``level``: a union of intervals.
 
-        It is a union of cells, taken in order of their density until they hold the level, so that
-        it holds as much as one cell, at most 0.005, more.
+        It is made of cells, taken in order of their density until they hold the level; of the last
+        only as much as is needed is taken, so that the region holds the level to about 0.001.
         """
         level = probability("level", level)
         found = []
@@ -262,7 +270,11 @@ class RecalibratedDensity:
             short = held - mass.gather(1, order) < level
             inside = torch.zeros_like(short).scatter(1, order, short)
             least = torch.where(short, ordered, torch.inf).amin(-1)
-            found.append((_runs(cuts, inside), least.log()))
+            last = short.sum(-1, keepdim=True) - 1
+            spare = (held.gather(1, last) - level) / mass.gather(1, order).gather(1, last)
+            found.append(
+                (_runs(_trim(cuts, inside, order.gather(1, last), spare), inside), least.log())
+            )
         width = max(ends.shape[1] for ends, _ in found)
         ends = [
             torch.nn.functional.pad(e, (0, 0, 0, width - e.shape[1]), value=torch.nan)
@@ -306,7 +318,9 @@ class RecalibratedDensity:
         flat, start, found = centre.reshape(-1), 0, []
         for part in self._parts(4 * INTEGRAL_CELLS):
             middle = flat[start : start + len(part.base.logits), None]
-            cuts = torch.cat([part._cuts(INTEGRAL_CELLS), middle], -1).sort(-1).values
+            cuts = (
+                torch.cat([part._cuts(INTEGRAL_CELLS, INTEGRAL_REACH), middle], -1).sort(-1).values
+            )
             half, mid = cuts.diff(dim=-1) / 2.0, (cuts[:, 1:] + cuts[:, :-1]) / 2.0
             t = (mid[..., None] + half[..., None] * nodes).flatten(1)  # (N', 4 P)
             w = part.map.forward(part._score(t.T).T)
@@ -318,16 +332,16 @@ class RecalibratedDensity:
 
     def _cells(self) -> tuple[Tensor, Tensor, Tensor]:
         """Give cuts (N, P + 1), the mass of each cell (N, P) and its density."""
-        cuts = self._cuts(REGION_CELLS)
+        cuts = self._cuts(REGION_CELLS, REGION_REACH)
         w = self.map.forward(self._score(cuts.T).T)
         below, above = normal_probability(w), normal_probability(-w)
         mass = torch.where(w[:, 1:] < 0, below.diff(dim=-1), -above.diff(dim=-1)).clamp_min(0.0)
         return cuts, mass, torch.where(mass > 0, mass / cuts.diff(dim=-1), 0.0)
 
-    def _cuts(self, cells: int) -> Tensor:
-        """Place cuts (N, P) at quantiles of every component, out to where nothing is left."""
-        reach = torch.tensor([-REACH, REACH], dtype=self.dtype, device=self.logits.device)
-        low, high = self.map.inverse(reach).clamp(-FARTHEST, FARTHEST).tolist()
+    def _cuts(self, cells: int, reach: float) -> Tensor:
+        """Place cuts (N, P) at quantiles of every component, out to where hardly any is left."""
+        ends = torch.tensor([-reach, reach], dtype=self.dtype, device=self.logits.device)
+        low, high = self.map.inverse(ends).clamp(-FARTHEST, FARTHEST).tolist()
         count = max(FEWEST, cells // self.base.num_components)
         z = torch.linspace(low, high, count, dtype=self.dtype, device=self.logits.device)
         family, components = family_of(self.base.components), base_of(self.base.components)
@@ -364,6 +378,18 @@ def _invert(base: Mixture, z: Tensor, low: Tensor) -> Tensor:
         return -ndtri(base[rows].survival(y)).clamp(-FARTHEST, FARTHEST)
 
     return invert_monotone(score, z, low, high)
+
+
+def _trim(cuts: Tensor, inside: Tensor, cell: Tensor, spare: Tensor) -> Tensor:
+    """Move the end of a cell (N, 1) that faces outward inward by the share of it not needed."""
+    padded = torch.nn.functional.pad(inside, (1, 1))
+    left, right = (padded.gather(1, cell + side) for side in (0, 2))
+    ends = torch.cat([cell, cell + 1], 1)
+    low, high = cuts.gather(1, ends).split(1, 1)
+    step = spare.clamp(0.0, 1.0) * (high - low)
+    low = torch.where(right & ~left, low + step, low)
+    high = torch.where(left & ~right, high - step, high)
+    return cuts.scatter(1, ends, torch.cat([low, high], 1))
 
 
 def _runs(cuts: Tensor, inside: Tensor) -> Tensor:
