@@ -150,9 +150,7 @@ def test_too_few_rows_give_the_whole_line_and_say_so():
 
 
 def test_a_hopeless_density_gives_the_whole_line_and_says_so():
-    hopeless = pa.Mixture(
-        dist.Categorical(torch.ones(99, 1)), dist.Normal(torch.zeros(99, 1), 0.1)
-    )
+    hopeless = pa.Mixture(dist.Categorical(torch.ones(99, 1)), dist.Normal(torch.zeros(99, 1), 0.1))
     regions = conformal.calibrate(hopeless, torch.randn(99, generator=source(0)))
     assert "recalibrate it first" in str(regions)
     assert bool(regions.region(hopeless).contains(torch.full((99,), 5.0)).all())

@@ -115,8 +115,8 @@ def recalibrate(
     lost = int((z.abs() >= FARTHEST).sum())
     if lost > MOST_LOST * len(z):
         raise ValueError(
-            f"y lies where the density is next to nothing in {lost} of {len(z)} rows: no map of the "
-            "PIT can mend that. Fit again, with wider scales or a family of longer tails."
+            f"y lies where the density is next to nothing in {lost} of {len(z)} rows: no map of "
+            "the PIT can mend that. Fit again, with wider scales or a family of longer tails."
         )
     return Recalibration(METHODS[method](z), len(observed))
 
