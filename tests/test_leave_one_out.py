@@ -24,7 +24,7 @@ def test_it_agrees_with_sixty_refits():
     found = loo_pit(log_p, cdf)
     pit, log_density = conjugate.left_out(x, y)
     assert len(found.unreliable) == 0
-    # 4,000 draws; the largest difference over the rows is 0.003 here.
+    # 4,000 draws; the largest difference over the rows is 0.0041 here.
     assert np.abs(found.pit - pit).max() < 0.008
     assert np.abs(found.elpd - log_density).max() < 0.05
     naive = cdf.mean((0, 1))

@@ -184,7 +184,7 @@ def test_more_pieces_are_taken_where_they_pay():
 
 
 def test_a_hopeless_density_is_refused():
-    with pytest.raises(ValueError, match="next to nothing in .* of 100 rows"):
+    with pytest.raises(ValueError, match=r"next to nothing in .* of 100 rows"):
         recalibrate(normals(100, 1e-4), torch.randn(100, generator=source(0)))
 
 
