@@ -88,6 +88,23 @@ def test_quantile_inverts_cdf_to_the_precision_of_the_dtype(seed, count, batch, 
     assert bool((wide.cdf(y.to(F64) + nudge) >= u - slack).all())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_quantiles_of_a_hundred_thousand_mixtures_are_right_to_the_last(dtype):
+    """In float32 up to the two floats beside the answer, between which a needle may hold more."""
+    levels = torch.tensor([1e-6, 1e-3, 0.05, 0.31, 0.5, 0.84, 0.99, 1 - 1e-6], dtype=dtype)
+    u, bound = levels.to(F64)[:, None], 2e-6 if dtype == F32 else 1e-9
+    for count in range(1, 21):
+        for spread in (0.3, 30.0):  # crowded, and apart
+            m = random_mixture(count, count, (2500,), F64)
+            components = dist.Normal(m.components.loc * spread / 30.0, m.components.scale)
+            m = Mixture(dist.Categorical(logits=m.logits), components).to(dtype)
+            q, wide = m.quantile(levels), m.to(F64)
+            beside = [q.nextafter(q.new_tensor(end)).to(F64) for end in (-math.inf, math.inf)]
+            low, high = (wide.cdf(y if dtype == F32 else q) for y in beside)
+            assert float((low - u).max()) <= bound and float((u - high).max()) <= bound
+
+
 @wide_mixture
 def test_cdf_inverts_quantile(seed, count, batch):
     m = random_mixture(seed, count, batch)

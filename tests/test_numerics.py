@@ -137,6 +137,15 @@ def test_brackets_that_need_no_search():
     assert above.tolist() == [-6.0]
 
 
+def test_a_row_without_values_spoils_no_other():
+    def function(y: Tensor, rows: Tensor) -> Tensor:
+        return torch.where(rows == 1, math.nan, y**3)
+
+    target = torch.tensor([0.125, 0.125, -0.008], dtype=F64)
+    found = invert_monotone(function, target, *(torch.full((3,), end).to(F64) for end in (-9, 9)))
+    assert torch.allclose(found[::2], torch.tensor([0.5, -0.2], dtype=F64), rtol=1e-14)
+
+
 def test_arguments_are_left_as_they_were():
     target, low, high = (torch.tensor([v], dtype=F64) for v in (0.5, -1.0, 1.0))
     invert_monotone(lambda y, rows: y, target, low, high)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyralloy.table import CHUNK, Table
 
-__all__ = ["integer_entropy", "integer_modes", "integer_region"]
+__all__ = ["integer_entropy", "integer_mass_above", "integer_modes", "integer_region"]
 
 #: Probability that may be left out at either end.
 LEFT_OUT = 1e-13
@@ -49,6 +49,20 @@ def integer_modes(table: Table) -> list[Tensor]:
         values = torch.stack([first[:, None] + start.gather(1, kept), height.gather(1, kept)], -1)
         found.append(values.masked_fill(~top.gather(1, kept)[..., None], math.nan))
     return found
+
+
+def integer_mass_above(table: Table, threshold: Tensor) -> Tensor:
+    """Sum the probabilities of the integers whose log probability is above thresholds (M,)."""
+    held, start = [threshold.new_empty(0)], 0
+    for _, p in _probabilities(table):
+        t = threshold[start : start + len(p), None]
+        # Equal ones differ by rounding.
+        above = p.log() > t + 1e-9 * (1 + t.abs())
+        held.append(
+            torch.where(above, p, 0.0).sum(-1) + 0.0 * t[:, 0].nan_to_num(math.nan, 0.0, 0.0)
+        )
+        start += len(p)
+    return torch.cat(held)
 
 
 def integer_region(table: Table, level: float) -> tuple[list[Tensor], Tensor]:

@@ -42,7 +42,7 @@ class MixtureMeasures(MixtureAlgebra):
             1.4189
         """
         self._require_scalar("entropy")
-        wide = self.detach().to(torch.float64)._table(self.batch_shape)
+        wide = self.detach()._table(self.batch_shape, torch.float64)
         return entropy(wide).reshape(self.batch_shape).to(self.dtype)
 
     def entropy_decomposition(

@@ -11,7 +11,7 @@ from pyralloy.answers import Interval, Modes
 from pyralloy.checks import broadcast_shapes, probability
 from pyralloy.families import base_of, family_of, kind_of
 from pyralloy.measures import MixtureMeasures
-from pyralloy.regions import Region, highest_density, modes
+from pyralloy.regions import Region, highest_density, mass_above, modes
 
 __all__ = ["Mixture"]
 
@@ -167,12 +167,15 @@ class Mixture(MixtureMeasures):
             )
         shape = broadcast_shapes(u.shape, self.batch_shape)
         with torch.no_grad():
-            y = self._table(shape).quantile(u.expand(shape).reshape(-1)).reshape(shape)
-        if not torch.is_grad_enabled():
+            rank = len(self.batch_shape)
+            rows = shape[len(shape) - rank :]
+            # Levels lead: the components of a row are there once, however many are asked.
+            levels = u.detach().expand(shape).reshape(-1, rows.numel())
+            y = self._table(rows).quantile(levels).reshape(shape)
+        sources = (u, self.logits, *kind_of(self.components).values(self.components))
+        if not torch.is_grad_enabled() or not any(v.requires_grad for v in sources):
             return y
         surface = self.expand(shape).cdf(y) - u
-        if not surface.requires_grad:
-            return y
         slope = self.expand(shape).log_prob(y).detach().exp()
         # Where y has no density to speak of, between branches far apart, no gradient is right.
         per_slope = torch.where(slope > torch.finfo(y.dtype).tiny ** 0.5, 1.0 / slope, 0.0)
@@ -232,8 +235,35 @@ class Mixture(MixtureMeasures):
         """
         self._require_scalar("highest_density_region")
         probability("level", level)
-        table = self.detach().to(torch.float64)._table(self.batch_shape)
+        table = self.detach()._table(self.batch_shape, torch.float64)
         return highest_density(table, level).reshape(self.batch_shape)
+
+    def mass_above(self, log_density: Tensor) -> Tensor:
+        r"""Give the probability that y falls where the density is higher: :math:`P\{p(Y) > t\}`.
+
+        The inverse of :meth:`highest_density_region`: the level of the region that ends at t. Of
+        counts it is a sum over the integers that are more likely.
+
+        Args:
+            log_density: The log of t in nats, broadcastable to the batch shape.
+
+        Returns:
+            Probabilities in float64, of the broadcast shape, without gradient.
+
+        Raises:
+            ValueError: The density is of a vector, or shapes do not fit.
+
+        Example:
+            >>> from pyro import distributions as dist
+            >>> m = Mixture(dist.Categorical(torch.ones(2)), dist.Normal(torch.zeros(2), 1.0))
+            >>> round(float(m.mass_above(m.log_prob(torch.tensor(1.6449)))), 3)
+            0.9
+        """
+        self._require_scalar("mass_above")
+        t = self._values("log_density", log_density).detach()
+        shape = broadcast_shapes(t.shape, self.batch_shape)
+        table = self.detach()._table(shape, torch.float64)
+        return mass_above(table, t.expand(shape).reshape(-1)).reshape(shape)
 
     def modes(self) -> Modes:
         """Find all local maxima of the density, highest first.
@@ -257,7 +287,7 @@ class Mixture(MixtureMeasures):
             [5.0, -5.0]
         """
         self._require_scalar("modes")
-        found = modes(self.detach().to(torch.float64)._table(self.batch_shape))
+        found = modes(self.detach()._table(self.batch_shape, torch.float64))
         return Modes(*(v.reshape(*self.batch_shape, v.shape[-1]) for v in found))
 
     def crps(self, y: Tensor) -> Tensor:
@@ -291,7 +321,8 @@ class Mixture(MixtureMeasures):
         y = self._values("y", y)
         shape = broadcast_shapes(y.shape, self.batch_shape)
         y = y.to(torch.float64).expand(shape).reshape(-1)
-        wide = self.to(torch.float64)
         # The dispersion does not depend on y: once a row, however many y are scored there.
-        own = wide._table(self.batch_shape).dispersion().reshape(self.batch_shape)
-        return (wide._table(shape).distance(y).reshape(shape) - own).to(self.dtype)
+        own = self._table(self.batch_shape, torch.float64)
+        every = own if shape == self.batch_shape else self._table(shape, torch.float64)
+        dispersion = own.dispersion().reshape(self.batch_shape)
+        return (every.distance(y).reshape(shape) - dispersion).to(self.dtype)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["invert_monotone", "soft_between", "soft_between_inverse"]
+__all__ = ["add_up", "holds", "invert_monotone", "soft_between", "soft_between_inverse"]
 
 #: Rows already solved are dropped when fewer than this fraction is left.
 KEEP = 0.7
@@ -54,6 +54,25 @@ def soft_between_inverse(value: Tensor, low: float | Tensor, high: float | Tenso
 
 def _softplus_inverse(value: Tensor) -> Tensor:
     return value + torch.log(-torch.expm1(-value))
+
+
+def add_up(terms: Tensor) -> Tensor:
+    """Add up (K, ...) to (...), pairwise, in an order that depends on K alone.
+
+    That of torch's own sum depends on the shape, and the last digit of an answer then on how many
+    others were asked for.
+
+    Example:
+        >>> add_up(torch.arange(5.0))
+        tensor(10.)
+    """
+    spare = None
+    while len(terms) > 1:
+        half = len(terms) // 2
+        if len(terms) % 2:
+            spare = terms[-1] if spare is None else spare + terms[-1]
+        terms = terms[:half] + terms[half : 2 * half]
+    return terms[0] if spare is None else terms[0] + spare
 
 
 def invert_monotone(
@@ -104,30 +123,37 @@ def invert_monotone(
     done = (fa >= 0) | (fb <= 0)
     solution[rows[done]] = torch.where(fa >= 0, a, b)[done]
     a, b, fa, fb, goal, rows = (v[~done] for v in (a, b, fa, fb, goal, rows))
-    live, t = torch.ones_like(a, dtype=torch.bool), torch.full_like(a, 0.5)
+    frozen, t = torch.zeros_like(a, dtype=torch.bool), torch.full_like(a, 0.5)
     for _ in range(max_steps if len(rows) else 0):
-        middle = a + t * (b - a)
+        middle = torch.addcmul(a, t, b - a)
         fm = function(middle, rows) - goal
-        same = (fm > 0) == (fa > 0)
-        c, fc = torch.where(same, a, b), torch.where(same, fa, fb)
-        b, fb = torch.where(same, b, a), torch.where(same, fb, fa)
+        same = holds(torch.gt, fm.sign() * fa.sign(), torch.zeros_like(fa))
+        c, fc = torch.lerp(b, a, same), torch.lerp(fb, fa, same)
+        b, fb = torch.lerp(a, b, same), torch.lerp(fa, fb, same)
         a, fa = middle, fm
-        best = torch.where(fa.abs() < fb.abs(), a, b)
+        best = torch.lerp(b, a, holds(torch.lt, fa.abs(), fb.abs()))
         smallest = eps * (best.abs() + torch.finfo(a.dtype).tiny) / (b - a).abs()
         # Relative to the target, or small probabilities would keep few of their digits.
         done = (smallest > 0.5) | (fm.abs() <= 2 * eps * goal.abs())
-        solution[rows[live]] = best[live]
-        live &= ~done
-        left = int(live.sum())
-        if left == 0:
+        solved = (done > frozen).nonzero()[:, 0]
+        solution[rows[solved]] = best[solved]
+        frozen |= done
+        left = (~frozen).nonzero()[:, 0]
+        if len(left) == 0:
             break
-        if left < KEEP * len(rows):  # copying what is left costs about one evaluation
+        if len(left) < KEEP * len(rows):  # copying what is left costs about one evaluation
             a, b, c, fa, fb, fc, goal, rows, smallest = (
-                v[live] for v in (a, b, c, fa, fb, fc, goal, rows, smallest)
+                v.index_select(0, left) for v in (a, b, c, fa, fb, fc, goal, rows, smallest)
             )
-            live = torch.ones_like(a, dtype=torch.bool)
-        t = _chandrupatla_fraction(a, b, c, fa, fb, fc).clamp(smallest.clamp_max(0.5), 1 - smallest)
+            frozen = torch.zeros_like(a, dtype=torch.bool)
+        least = smallest.clamp_max(0.5)
+        t = _chandrupatla_fraction(a, b, c, fa, fb, fc).clamp(least, 1 - least)
     return solution
+
+
+def holds(relation: Callable[..., Tensor], left: Tensor, right: Tensor) -> Tensor:
+    """Give 1.0 where a relation holds and 0.0 elsewhere: ``lerp`` by it is a quick ``where``."""
+    return relation(left, right, out=torch.empty_like(left))
 
 
 def _chandrupatla_fraction(
@@ -136,6 +162,7 @@ def _chandrupatla_fraction(
     """Place the next point as a fraction of the way from ``a`` to ``b``, all of shape ``(M,)``."""
     xi = (a - b) / (c - b)
     phi = (fa - fb) / (fc - fb)
-    quadratic = (phi * phi < xi) & ((1 - phi) ** 2 < 1 - xi)
+    quadratic = holds(torch.lt, phi * phi, xi) * holds(torch.lt, (1 - phi) ** 2, 1 - xi)
     step = fa / (fb - fa) * fc / (fb - fc) + (c - a) / (b - a) * fa / (fc - fa) * fb / (fc - fb)
-    return torch.where(quadratic & torch.isfinite(step), step, 0.5)
+    half = torch.full_like(step, 0.5)
+    return torch.lerp(half, step.nan_to_num(0.5, 0.5, 0.5), quadratic)

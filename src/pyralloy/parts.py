@@ -153,8 +153,13 @@ class MixtureParts(dist.MixtureSameFamily):
     def _values(self, name: str, values: Any) -> Tensor:
         return beside(name, values, self.batch_shape, self.logits)
 
-    def _table(self, shape: torch.Size) -> Table:
+    def _table(self, shape: torch.Size, dtype: torch.dtype | None = None) -> Table:
         """Flatten into one row for each element of ``shape``, to which the batch broadcasts."""
         count, wide = self.num_components, self.expand(shape)
-        components = map_parameters(wide.components, lambda p: p.reshape(-1, count), 0)
-        return Table(wide.weights.reshape(-1, count), components)
+        dtype = dtype or self.dtype
+        components = map_parameters(
+            wide.components, lambda p: p.to(dtype).expand(*shape, count).reshape(-1, count), 0
+        )
+        # Once, in the dtype of the answer: the weights then sum to one in it.
+        weights = torch.softmax(wide.mixture_distribution.logits.to(dtype), -1)
+        return Table(weights.expand(*shape, count).reshape(-1, count), components)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,15 +18,14 @@ from torch.nn import functional as F
 from pyralloy.checks import probability
 from pyralloy.circle import close, cut_open
 from pyralloy.families import map_parameters, wrap
-from pyralloy.integers import integer_modes, integer_region
+from pyralloy.integers import integer_mass_above, integer_modes, integer_region
+from pyralloy.landscape import Landscape, landscape, lay_out
 from pyralloy.table import MAX_STEPS, Table
 
-__all__ = ["Region", "highest_density", "modes"]
+__all__ = ["Region", "highest_density", "mass_above", "modes"]
 
 #: How far the mass of a region may be from its level.
 _MASS_TOLERANCE = 1e-8
-#: Rounds of halving for cells whose slope comes close to zero.
-_HALVINGS = 12
 
 
 @dataclass(frozen=True)
@@ -156,6 +154,33 @@ def highest_density(table: Table, level: float) -> Region:
     return Region(ends, level, thresholds, circular)
 
 
+def mass_above(table: Table, threshold: Tensor) -> Tensor:
+    r"""Evaluate :math:`P\{p(Y) > t\}`, for each row: what a region of highest density holds.
+
+    Args:
+        table: M mixtures of scalar components.
+        threshold: Log densities, shape (M,).
+
+    Returns:
+        Probabilities in float64, shape (M,); NaN where the threshold or a parameter is.
+
+    Example:
+        >>> from torch import distributions as td
+        >>> table = Table(torch.ones(1, 1), td.Normal(torch.zeros(1, 1), 1.0))
+        >>> round(float(mass_above(table, table.log_prob(torch.tensor([1.96])))), 3)
+        0.95
+    """
+    with torch.no_grad():
+        threshold = threshold.to(torch.float64)
+        if table.family.support.integer:
+            return integer_mass_above(_wide(table), threshold)
+        opened, _ = cut_open(table)
+        parts = _parts(opened)
+        many = threshold.split([len(part) for part in parts]) if parts else ()
+        held = [_mass_above(part, t) for part, t in zip(parts, many, strict=True)]
+        return torch.cat([threshold.new_empty(0), *held])
+
+
 def modes(table: Table) -> tuple[Tensor, Tensor]:
     r"""Find all local maxima of the density, highest first.
 
@@ -212,138 +237,10 @@ def _join(parts: list[Tensor], like: Tensor) -> Tensor:
     return torch.cat([like.new_empty(0, width, 2), *(part.to(like.dtype) for part in wide)])
 
 
-def _pad(rows: Tensor, values: Tensor, count: int, fill: float) -> Tensor:
-    """Lay out ``values`` (Q, ...) of sorted ``rows`` (Q,) as (count, R, ...)."""
-    sizes = torch.bincount(rows, minlength=count)
-    place = torch.arange(rows.numel(), device=rows.device) - (sizes.cumsum(0) - sizes)[rows]
-    shape = (count, max(1, int(sizes.max())) if count else 1, *values.shape[1:])
-    laid = values.new_full(shape, fill)
-    laid[rows, place] = values
-    return laid
-
-
-# -- stationary points ----------------------------------------------------------------------------
-
-
-class _Landscape(NamedTuple):
-    """Points of each row, sorted, between neighbours of which the density is monotone.
-
-    Attributes:
-        points: Locations and log densities (M, P, 2). The first and the last are doubled, and are
-            the ends of the support where it has any; the outer of the two has log density -inf.
-            Rows with fewer points repeat their last.
-        rows: Row of each mode (Q,), sorted.
-        modes: Location and log density of each mode (Q, 2).
-    """
-
-    points: Tensor
-    rows: Tensor
-    modes: Tensor
-
-
-def _landscape(table: Table) -> _Landscape:
-    low, high = table.support()
-    y = table.landmarks()  # (M, P)
-    y = torch.where(y.isfinite(), y, y[:, :1])
-    inner_low, inner_high = low.nextafter(high), high.nextafter(low)
-    y = y.clamp(inner_low[:, None], inner_high[:, None]).sort(-1).values
-    slopes = table.slopes(y)
-    rows, where, top = _stationary(table, y, slopes.first, slopes.second)
-    found = torch.stack([where, table.take(rows).log_prob(where)], -1)  # (Q, 2)
-    points = torch.stack([y, slopes.value], -1)  # (M, P, 2)
-    ends, edges, edge_rows = [], [], []
-    for end, near, i in ((low, inner_low, 0), (high, inner_high, -1)):
-        bounded, fall = end.isfinite(), slopes.first[:, i] * (1 if i else -1)
-        at = torch.where(bounded, end, y[:, i])
-        value = torch.where(bounded, table.limit(at, near), points[:, i, 1])
-        ends.append(torch.stack([at, value], -1)[:, None])
-        # A circle has no ends, though it is cut.
-        edge = bounded & (not table.family.support.circular)
-        mode = edge & (fall > 0) & (value >= points[:, i, 1])
-        edges.append(ends[-1][mode, 0])
-        edge_rows.append(mode.nonzero()[:, 0])
-    extra = _pad(rows, found, len(table), math.nan)
-    extra = torch.where(extra.isnan(), points[:, -1:], extra)
-    whole = torch.cat([ends[0], points, extra, ends[1]], 1)
-    order = whole[..., 0].argsort(-1)
-    whole = whole.gather(1, order[..., None].expand(-1, -1, 2))
-    whole = torch.cat([whole[:, :1], whole, whole[:, -1:]], 1)
-    whole[:, [0, -1], 1] = -math.inf
-    mode_rows = torch.cat([rows[top], *edge_rows])
-    order = mode_rows.argsort(stable=True)
-    found = torch.cat([found[top], *edges])[order]
-    return _Landscape(whole, mode_rows[order], found)
-
-
-class _Cells(NamedTuple):
-    """Intervals (Q,) of the rows, with the slope and its derivative at both ends."""
-
-    rows: Tensor
-    a: Tensor
-    b: Tensor
-    first_a: Tensor
-    first_b: Tensor
-    second_a: Tensor
-    second_b: Tensor
-
-    def pick(self, mask: Tensor) -> _Cells:
-        return _Cells(*(v[mask] for v in self))
-
-    def turning(self) -> Tensor:
-        """Tell where the slope changes sign."""
-        return ((self.first_a > 0) != (self.first_b > 0)) & (self.b > self.a)
-
-    def doubtful(self) -> Tensor:
-        """Tell where the slope may have zeros that its signs at the ends do not show.
-
-        A tangent at an end leads to zero inside the cell, yet there is no change of sign; or there
-        is one, and the tangents do not reach it together.
-        """
-        left, right = -self.first_a / self.second_a, self.first_b / self.second_b
-        left = torch.where(left > 0, left, math.inf)
-        right = torch.where(right > 0, right, math.inf)
-        width, nearer = self.b - self.a, torch.minimum(left, right)
-        short = (left + right < 0.7 * width) | (
-            torch.maximum(left, right).isinf() & (nearer < 0.35 * width)
-        )
-        near = torch.where((self.first_a > 0) == (self.first_b > 0), nearer < width, short)
-        return near & (width > 1e-13 * torch.maximum(self.a.abs(), self.b.abs()))
-
-
-def _stationary(
-    table: Table, y: Tensor, first: Tensor, second: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the stationary points: rows (Q,) sorted, locations (Q,), whether maxima (Q,)."""
-    rows = torch.arange(len(table), device=y.device)[:, None].expand(-1, y.shape[1] - 1)
-    ends = (side for v in (y, first, second) for side in (v[:, :-1], v[:, 1:]))
-    cells = _Cells(rows, *ends)
-    sure = []
-    for halving in range(_HALVINGS + 1):
-        doubtful, turning = cells.doubtful(), cells.turning()
-        if halving == _HALVINGS:
-            doubtful = torch.zeros_like(doubtful)
-        sure.append(cells.pick(turning & ~doubtful))
-        cells = cells.pick(doubtful)
-        if cells.rows.numel() == 0:
-            break
-        middle = (cells.a + cells.b) / 2
-        at = table.take(cells.rows).slopes(middle[:, None])
-        m1, m2 = at.first[:, 0], at.second[:, 0]
-        left = cells._replace(b=middle, first_b=m1, second_b=m2)
-        right = cells._replace(a=middle, first_a=m1, second_a=m2)
-        cells = _Cells(*(torch.cat(pair) for pair in zip(left, right, strict=True)))
-    cells = _Cells(*(torch.cat(many) for many in zip(*sure, strict=True)))
-    cells = cells.pick(cells.a.argsort())
-    cells = cells.pick(cells.rows.argsort(stable=True))
-    top, mine = cells.first_a > 0, table.take(cells.rows)
-    where = mine.turning((cells.a, cells.b), (cells.first_a, cells.first_b))
-    return cells.rows, where, top
-
-
 def _modes(table: Table) -> Tensor:
     """Lay out the modes of each row, highest first, as (M, R, 2) padded with NaN."""
-    land = _landscape(table)
-    found = _pad(land.rows, land.modes, len(table), math.nan)
+    land = landscape(table)
+    found = lay_out(land.rows, land.modes, len(table), math.nan)
     order = found[..., 1].nan_to_num(-math.inf, math.inf).argsort(-1, descending=True)
     return found.gather(1, order[..., None].expand(-1, -1, 2))
 
@@ -353,7 +250,7 @@ def _modes(table: Table) -> Tensor:
 
 def _region(table: Table, level: float) -> tuple[Tensor, Tensor]:
     """Find intervals (M, R, 2) and the log density (M,) at their ends."""
-    land, threshold = _landscape(table), torch.full_like(table.weights[:, 0], math.nan)
+    land, threshold = landscape(table), torch.full_like(table.weights[:, 0], math.nan)
     value = land.points[..., 1]
     low = torch.where(value.isfinite(), value, math.inf).amin(-1)
     high = torch.where(value.isfinite(), value, -math.inf).amax(-1)
@@ -366,8 +263,7 @@ def _region(table: Table, level: float) -> tuple[Tensor, Tensor]:
         if rows.numel() == 0:
             break
         owner, y, slope = _crossings(table, land, rows, t, lines)
-        cdf = table.take(rows[owner]).cdf(y).reshape(-1, 2)
-        mass = torch.zeros_like(t).index_add(0, owner[::2], cdf[:, 1] - cdf[:, 0])
+        mass = _held(table, rows, owner, y)
         pull = torch.zeros_like(t).index_add(0, owner, t.exp()[owner] / slope.abs())
         gap = mass - level
         low, high = torch.where(gap >= 0, t, low), torch.where(gap < 0, t, high)
@@ -386,10 +282,30 @@ def _region(table: Table, level: float) -> tuple[Tensor, Tensor]:
         return value.new_full((len(table), 1, 2), math.nan), threshold
     owner, ends = torch.cat(done_rows), torch.cat(done_ends)
     order = owner.argsort(stable=True)
-    return _pad(owner[order], ends[order], len(table), math.nan), threshold
+    return lay_out(owner[order], ends[order], len(table), math.nan), threshold
 
 
-def _first_threshold(land: _Landscape, level: float) -> Tensor:
+def _held(table: Table, rows: Tensor, owner: Tensor, y: Tensor) -> Tensor:
+    """Add up the masses between crossings ``y`` (Q,), which take turns, of ``rows`` (M',)."""
+    cdf = table.take(rows[owner]).cdf(y).reshape(-1, 2)
+    none = torch.zeros(len(rows), dtype=y.dtype, device=y.device)
+    return none.index_add(0, owner[::2], cdf[:, 1] - cdf[:, 0])
+
+
+def _mass_above(table: Table, threshold: Tensor) -> Tensor:
+    known = threshold + 0.0 * table.weights.sum(-1)  # a missing parameter is a missing answer
+    held = torch.where(known.isnan(), math.nan, (threshold == -math.inf).to(threshold))
+    rows = known.isfinite().nonzero()[:, 0]
+    if len(rows) > 0:
+        table, t = table.among(rows), threshold[rows]
+        land = landscape(table)
+        lines, every = torch.full_like(land.points[:, 1:], math.nan), torch.arange(len(rows))
+        owner, y, _ = _crossings(table, land, every.to(rows.device), t, lines)
+        held[rows] = _held(table, every.to(rows.device), owner, y).clamp(0.0, 1.0)
+    return held
+
+
+def _first_threshold(land: Landscape, level: float) -> Tensor:
     """Guess the log density (M,) above which the level lies, by the trapezoidal rule."""
     y, value = land.points.unbind(-1)
     left, right = value[:, :-1], value[:, 1:]
@@ -409,7 +325,7 @@ def _first_threshold(land: _Landscape, level: float) -> Tensor:
 
 
 def _crossings(
-    table: Table, land: _Landscape, rows: Tensor, t: Tensor, lines: Tensor
+    table: Table, land: Landscape, rows: Tensor, t: Tensor, lines: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Find where the log density of ``rows`` crosses ``t``: owners (Q,), locations and slopes.
 

@@ -14,6 +14,7 @@ from torch import distributions as td
 
 from pyralloy.checks import broadcast_shapes
 from pyralloy.families import Family, family_of, map_parameters, wrap
+from pyralloy.normal_quantiles import normal_quantiles
 from pyralloy.numerics import invert_monotone
 
 __all__ = ["Table"]
@@ -184,8 +185,12 @@ class Table:
         return landmarks(self.components)
 
     def quantile(self, u: Tensor) -> Tensor:
-        """Invert the cdf at ``u`` (M,), from a bracket between the components' own quantiles."""
-        return self._by_chunk(self.weights.shape[1], _quantile, u)
+        """Invert the cdf at ``u`` (Q, M), from a bracket between the components' own quantiles."""
+        y, left = quick_quantiles(self.components, self.weights, u)
+        if len(left) > 0:
+            rest = self.take(left % max(1, len(self)))
+            y.view(-1)[left] = rest._by_chunk(self.weights.shape[1], _quantile, u.flatten()[left])
+        return y
 
     def distance(self, y: Tensor) -> Tensor:
         """Evaluate the expected distance to ``y`` (M,)."""
@@ -193,9 +198,7 @@ class Table:
 
     def dispersion(self) -> Tensor:
         """Evaluate half the expected distance between two draws, shape (M,)."""
-        count = self.weights.shape[1]
-        closed = type(self.family).dispersion is not Family.dispersion
-        width = count * (count + 1) // 2 if closed else 200 * count * count
+        width = self.family.dispersion_width(self.weights.shape[1])
         parts = (self.take(part) for part in self.chunks(width))
         halves = [t.family.dispersion(t.weights, t.components) for t in parts]
         return torch.cat(halves) if halves else self.weights.sum(-1)
@@ -323,6 +326,17 @@ def _(component: td.VonMises) -> Tensor:
     places = wrap(component.loc[..., None] + width[..., None] * units).flatten(1)
     ends = torch.tensor([-math.pi, math.pi], dtype=units.dtype, device=units.device)
     return torch.cat([places, ends.expand(len(places), 2)], 1)  # the circle is covered
+
+
+@singledispatch
+def quick_quantiles(component: Any, weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    """Solve for quantiles (Q, M) what a family can at once; the flat indices of the rest."""
+    return torch.empty_like(u), torch.arange(u.numel(), device=u.device)
+
+
+@quick_quantiles.register
+def _(component: td.Normal, weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    return normal_quantiles(weights, component.loc, component.scale, u)
 
 
 def _distance(table: Table, y: Tensor) -> Tensor:

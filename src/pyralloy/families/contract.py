@@ -200,6 +200,13 @@ class Family(ABC):
         """
         return dispersion_integral(self, weights, component)
 
+    def dispersion_width(self, count: int) -> int:
+        """Count the numbers a row that :meth:`dispersion` holds at once, of ``count`` components.
+
+        As many rows are taken at once as fit in the cache.
+        """
+        return 200 * count * count
+
 
 # -- what families share --------------------------------------------------------------------------
 
