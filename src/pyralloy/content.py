@@ -5,12 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyralloy.circle import cut_open
-from pyralloy.families import family_of, wrap
-from pyralloy.integers import _probabilities
+from pyralloy.families import family_of
 from pyralloy.mixture import Mixture
-from pyralloy.regions import _crossings, _landscape, _wide
-from pyralloy.table import Table
 
 __all__ = ["hdr_pit"]
 
@@ -18,6 +14,8 @@ __all__ = ["hdr_pit"]
 DRAWS = 199
 #: Components from which it does: an exact answer looks at about 10 points for each of them.
 MANY = 1000
+#: Log probabilities of counts that differ by less, relatively, are ties.
+TIE = 1e-6
 
 
 def hdr_pit(density: Mixture, y: Tensor) -> Tensor:
@@ -51,35 +49,11 @@ def hdr_pit(density: Mixture, y: Tensor) -> Tensor:
     integer = family_of(density.components).support.integer
     if density.num_components > MANY and not integer:
         return _ranks(wide, y)
-    with torch.no_grad():
-        if integer:
-            return _of_counts(wide._table(wide.batch_shape), y)
-        table, turn = cut_open(_wide(wide._table(wide.batch_shape)))
-        y = wrap(y + turn) if table.family.support.circular else y
-        chunks = table.chunks(4 * table.weights.shape[1])
-        return torch.cat([_content(table.take(rows), y[rows]) for rows in chunks])
-
-
-def _content(table: Table, y: Tensor) -> Tensor:
-    land, t = _landscape(table), table.log_prob(y)
-    held = torch.zeros_like(t)
-    rows = (t.isfinite()).nonzero()[:, 0]
-    lines = torch.full_like(land.points[:, 1:], torch.nan)
-    owner, ends, _ = _crossings(table, land, rows, t[rows], lines)
-    cdf = table.take(rows[owner]).cdf(ends).reshape(-1, 2)
-    held.index_add_(0, rows[owner[::2]], cdf[:, 1] - cdf[:, 0])
-    # Outside the support everything else is denser; at a pole nothing is.
-    held = torch.where(t.isfinite() | (t == torch.inf), held, 1.0)
-    return held.clamp(0.0, 1.0)
-
-
-def _of_counts(table: Table, y: Tensor) -> Tensor:
-    own, parts, start = table.log_prob(y).exp(), [], 0
-    for _, p in _probabilities(table):
-        at = own[start : start + len(p), None] * (1.0 - 1e-12)  # ties are as likely
-        parts.append(torch.where(p >= at, p, 0.0).sum(-1))
-        start += len(p)
-    return torch.cat(parts).clamp(0.0, 1.0)
+    log_p = wide.log_prob(y)
+    held = wide.mass_above(log_p - integer * TIE * (1.0 + log_p.abs()))
+    # Outside the support the log density may be no number; everything else is denser.
+    impossible = (log_p.isnan() | (log_p == -torch.inf)) & ~y.isnan()
+    return torch.where(impossible, 1.0, held)
 
 
 def _ranks(density: Mixture, y: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ NO_POSTERIOR = (
     "this tree is of a density without posterior draws (maximum likelihood, or an ensemble): "
     "leave-one-out of one draw would be the fit to the training rows. Compare held-out log scores, "
     "tree['pointwise']['log_score'], or look at tree['pit'] with "
-    "arviz_plots.plot_ecdf_pit(tree, group='pit', sample_dims=['obs']); for loo, fit with guide= or pa.nuts."
+    "arviz_plots.plot_ecdf_pit(tree, group='pit', sample_dims=['obs']); for loo, fit with guide= "
+    "or pa.nuts."
 )
 
 
