@@ -325,14 +325,12 @@ def _tree(
         import xarray as xr
     except ImportError as error:
         raise ImportError("to_arviz needs ArviZ: pip install 'pyralloy[arviz]'.") from error
-    from pyralloy import __name__ as library
-
     sets = {}
     for group, variables in groups.items():
         sizes = {d: n for dims, v in variables.values() for d, n in zip(dims, v.shape, strict=True)}
         own = {d: coords.get(d, np.arange(n)) for d, n in sizes.items()}
         sets[group] = xr.Dataset(variables, coords=own)
-    root = xr.Dataset(attrs={"creation_library": library, **attrs})
+    root = xr.Dataset(attrs={"creation_library": "pyralloy", **attrs})
     kind = _density_tree(xr) if refuse else xr.DataTree
     return kind.from_dict({"/": root, **sets})
 
