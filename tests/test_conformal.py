@@ -214,7 +214,8 @@ def test_cross_conformal_regions_are_those_of_the_definition():
     region = found.region(new)
     deeper = torch.zeros(200, 3)
     for density, scores in zip(found.densities, found.scores, strict=True):
-        at = torch.stack([hdr_pit(density(new), g.expand(3)) for g in grid])
+        many, values = density(new).expand((200, 3)).reshape(600), grid.repeat_interleave(3)
+        at = hdr_pit(many, values).reshape(200, 3)
         deeper += (at[..., None] > torch.tensor(scores, dtype=F64)).sum(-1)
     expected = deeper < rank_of(24, 0.8)
     assert bool((region.contains(grid[:, None]) == expected).all())

@@ -26,7 +26,7 @@ Array = NDArray[Any]
 #: The PIT is kept off 0 and 1 by this: an exact end wrecks tests of uniformity.
 EDGE = 1e-12
 #: Numbers of one piece, rows x components or draws x rows x components.
-CHUNK = 1 << 22
+CHUNK = 1 << 20
 #: Components above which the mixture itself is not stored.
 MANY = 1000
 #: Parameters of families of vectors.
@@ -172,23 +172,21 @@ def posterior_to_arviz(
     weights = {name: _array(v) for name, v in posterior.items()}
     shape = _draw_shape({**weights, **{k: _array(v) for k, v in (sample_stats or {}).items()}})
     count, generator = shape[0] * shape[1], torch.Generator().manual_seed(seed)
-    found: dict[str, list[Array]] = {k: [] for k in ("log_likelihood", "cdf", "y")}
+    size = (count, len(observed))
+    log_p, cdf, y_draws = np.empty(size), np.empty(size), np.empty(size, np.float32)
     for rows, part in _pieces(density, len(observed)):
         if part.batch_shape[0] != count:
             raise ValueError(
                 f"density gives {part.batch_shape[0]} draws and posterior has {shape[0]} chains of "
                 f"{shape[1]}: give batch shape ({count}, rows)."
             )
-        at = observed[rows].to(torch.float64)
-        wide = part.to(torch.float64)
-        found["log_likelihood"].append(wide.log_prob(at).cpu().numpy())
-        found["cdf"].append(wide.cdf(at).cpu().numpy())
-        found["y"].append(part.sample(generator=generator).cpu().numpy())
-    log_p, cdf, y_draws = (
-        np.concatenate(found[k], 1).reshape(*shape, -1) for k in ("log_likelihood", "cdf", "y")
-    )
+        at, wide = observed[rows].to(torch.float64), part.to(torch.float64)
+        log_p[:, rows] = wide.log_prob(at).cpu().numpy()
+        cdf[:, rows] = wide.cdf(at).cpu().numpy()
+        y_draws[:, rows] = part.sample(generator=generator).cpu().numpy()
+    pooled = np.logaddexp.reduce(log_p, 0) - np.log(count)
+    log_p, cdf, y_draws = (v.reshape(*shape, -1) for v in (log_p, cdf, y_draws))
     rows = ["chain", "draw", "obs"]
-    pooled = np.logaddexp.reduce(log_p.reshape(count, -1), 0) - np.log(count)
     tree: dict[str, dict[str, Any]] = {
         "posterior": {k: (_weight_dims(k, v, dims), v) for k, v in weights.items()},
         "log_likelihood": {"y": (rows, log_p)},
@@ -268,7 +266,7 @@ def _of_rows(
 ) -> dict[tuple[str, tuple[str, ...]], Array]:
     """Give draws, scores and PIT of some rows, by name and dimensions."""
     wide, at = pool.to(torch.float64), y.to(torch.float64).to(pool.logits.device)
-    drawn = wide.sample((draws,), generator=generator)[None]
+    drawn = pool.sample((draws,), generator=generator)[None]
     vector = ("target",) if pool.event_shape else ()
     found = {
         ("posterior_predictive:y", ("chain", "draw", "obs", *vector)): drawn,

@@ -286,7 +286,8 @@ class RecalibratedDensity:
     def hdr_pit(self, y: Tensor) -> Tensor:
         r"""Evaluate :math:`P\{p_{cal}(Y) \ge p_{cal}(y)\}` at ``y`` (N,), to about 0.001.
 
-        Where many components differ in scale by decades it errs by up to 0.02 in a few rows."""
+        Where many components differ in scale by decades it errs by up to 0.02 in a few rows.
+        """
         density = self.log_prob(y).reshape(-1).exp()
         parts, start = [], 0
         for part in self._parts(REGION_CELLS):
