@@ -286,19 +286,24 @@ class RecalibratedDensity:
     def hdr_pit(self, y: Tensor) -> Tensor:
         r"""Evaluate :math:`P\{p_{cal}(Y) \ge p_{cal}(y)\}` at ``y`` (N,), to about 0.001.
 
-        Where many components differ in scale by decades it errs by up to 0.02 in a few rows.
+        Where many components differ in scale by decades it errs by up to 0.005 in a few rows.
         """
         density = self.log_prob(y).reshape(-1).exp()
         parts, start = [], 0
         for part in self._parts(REGION_CELLS):
-            cuts, mass, _ = part._cells()
+            cuts, mass, _ = part._cells(part.base.modes().locations)
             at = density[start : start + len(mass), None]
             edges = part.log_prob(cuts.T).T.exp()  # (N', P + 1)
             low, high = edges[:, :-1], edges[:, 1:]
-            low, high = torch.minimum(low, high), torch.maximum(low, high)
-            # Within a cell the density is taken to go straight from one end to the other.
-            share = (high - at) / (high - low).clamp_min(torch.finfo(mass.dtype).tiny)
-            parts.append((mass * share.clamp(0.0, 1.0)).sum(-1))
+            top = torch.maximum(low, high)
+            share = (top - at) / (top - torch.minimum(low, high)).clamp_min(1e-300)
+            share = share.clamp(0.0, 1.0)
+            # From one end of a cell to the other the density goes straight, or from a mode, which
+            # is an end higher than those of both neighbours, down a parabola.
+            peak = torch.nn.functional.pad(edges, (1, 1), value=-1.0)
+            peak = (edges >= peak[:, :-2]) & (edges >= peak[:, 2:])
+            curved = torch.where(high >= low, peak[:, 1:], peak[:, :-1])
+            parts.append((mass * torch.where(curved, share.sqrt(), share)).sum(-1))
             start += len(mass)
         return torch.cat(parts).reshape(self.batch_shape).clamp(0.0, 1.0)
 
@@ -338,9 +343,12 @@ class RecalibratedDensity:
             start += len(cuts)
         return [torch.cat(c).reshape(centre.shape) for c in zip(*found, strict=True)]
 
-    def _cells(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _cells(self, more: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Give cuts (N, P + 1), the mass of each cell (N, P) and its density."""
         cuts = self._cuts(REGION_CELLS, REGION_REACH)
+        if more is not None:
+            more = torch.where(more.isfinite(), more, cuts[:, :1]).clamp(cuts[:, :1], cuts[:, -1:])
+            cuts = torch.cat([cuts, more], 1).sort(-1).values
         w = self.map.forward(self._score(cuts.T).T)
         below, above = normal_probability(w), normal_probability(-w)
         mass = torch.where(w[:, 1:] < 0, below.diff(dim=-1), -above.diff(dim=-1)).clamp_min(0.0)
