@@ -14,8 +14,12 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from pyro import distributions as dist
 
-from pyralloy import plot
+from pyralloy import calibration, plot
+from pyralloy.answers import EntropyParts
+from pyralloy.bands import ecdf_band
 from pyralloy.mixture import Mixture
+from pyralloy.plot.axes import HUES
+from pyralloy.plot.conditional import _paper_map
 
 ROWS, COUNT = 7, 3
 
@@ -49,16 +53,38 @@ def history():
 def draw(x, mixture, history):
     """Each kind of figure, as a function of the axes alone."""
     fit = SimpleNamespace(history=history, marginal=3.0, best_step=3)
+    many, seen = observed(60)
     return {
         "data": lambda ax: plot.data(x, x, ax=ax),
         "samples": lambda ax: plot.samples(x, torch.ones(4, ROWS), ax=ax),
         "components": lambda ax: plot.components(x, mixture, ax=ax),
         "density": lambda ax: plot.density(x, torch.linspace(-4.0, 4.0, 9), mixture, ax=ax),
+        "ridges": lambda ax: plot.ridges(x, torch.linspace(-4.0, 4.0, 9), mixture, ax=ax),
+        "regions": lambda ax: plot.regions(x, mixture.highest_density_region(0.8), ax=ax),
+        "calibration": lambda ax: plot.calibration(many, seen, ax=ax),
+        "calibration_along": lambda ax: plot.calibration_along(seen, many, seen, ax=ax, bins=3),
+        "coverage": lambda ax: plot.coverage(many, seen, ax=ax),
+        "reliability": lambda ax: plot.reliability(many, seen, ax=ax),
+        "uncertainty": lambda ax: plot.uncertainty(EntropyParts(x, x, x + 2), ax=ax),
         "training": lambda ax: plot.training(fit, limit=1.2, ax=ax),
     }
 
 
-KINDS = pytest.mark.parametrize("kind", plot.__all__)
+def observed(rows, spread=1.0):
+    """Give densities N(0, 1), and draws of another spread."""
+    loc = torch.zeros(rows, 1, dtype=torch.float64)
+    m = Mixture(dist.Categorical(torch.ones_like(loc)), dist.Normal(loc, 1.0))
+    return m, spread * m.sample(generator=torch.Generator().manual_seed(0))
+
+
+def joint():
+    cov = torch.tensor([[1.0, 0.6, 0.0], [0.6, 1.0, 0.0], [0.0, 0.0, 4.0]])
+    loc = torch.tensor([[0.0, 0.0, 0.0], [3.0, 0.0, 1.0]])
+    return Mixture(dist.Categorical(torch.ones(2)), dist.MultivariateNormal(loc, cov))
+
+
+# A corner is of many axes: it has tests of its own.
+KINDS = pytest.mark.parametrize("kind", [k for k in plot.__all__ if k != "corner"])
 
 
 @KINDS
@@ -160,7 +186,7 @@ def test_shade_does_not_depend_on_the_number_of_rows(rows):
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     image = np.asarray(canvas.buffer_rgba())[::-1]
-    for height, weight, hue in ((0.0, 0.2, plot.HUES[0]), (1.0, 0.8, plot.HUES[1])):
+    for height, weight, hue in ((0.0, 0.2, HUES[0]), (1.0, 0.8, HUES[1])):
         column, row = axes.transData.transform((0.5, height)).astype(int)
         shade = image[row, column, :3] / 255.0
         expected = 1.0 - np.sqrt(weight) * (1.0 - np.array(to_rgb(hue)))
@@ -207,7 +233,7 @@ def test_colour_bar_is_asked_for(x, mixture):
 
 
 def test_map_darkens_steadily_from_white():
-    colors = plot._paper_map()(np.linspace(0.0, 1.0, 256))[:, :3]
+    colors = _paper_map()(np.linspace(0.0, 1.0, 256))[:, :3]
     linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
     luminance = linear @ [0.2126, 0.7152, 0.0722]
     assert luminance[0] == pytest.approx(1.0)
@@ -305,3 +331,127 @@ def test_errors_make_no_figure(x):
     with pytest.raises(ValueError, match="rows"):
         plot.data(x, x[1:])
     assert plt.get_fignums() == before
+
+
+def test_the_pit_drawn_is_its_distribution_less_the_uniform_one_beside_its_band(ax):
+    m, y = observed(400, spread=1.5)
+    plot.calibration(m, y, ax=ax)
+    pit, band = m.cdf(y), ecdf_band(400)
+    line = line_named(ax, "PIT")
+    expected = [float((pit <= z).double().mean()) - z for z in band.points]
+    np.testing.assert_allclose(line.get_ydata()[1:-1], expected, atol=1e-12)
+    drawn = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert drawn.max() == pytest.approx((band.upper - band.points).max())
+    assert drawn.min() == pytest.approx((band.lower - band.points).min())
+    looks = {(line.get_linestyle(), line.get_color()) for line in ax.lines}
+    assert len({style for style, _ in looks}) > 1
+
+
+def test_a_report_draws_as_its_densities_do(ax):
+    m, y = observed(100)
+    report = calibration.report(m, y)
+    for function in (plot.calibration, plot.coverage, plot.reliability):
+        lines = []
+        for given in ((report,), (m, y), (report.transforms,)):
+            axes = function(*given, ax=Figure().subplots())
+            lines.append([line.get_ydata() for line in axes.lines])
+        for other in lines[1:]:
+            for a, b in zip(lines[0], other, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_coverage_drawn_is_that_of_regions(ax):
+    m, y = observed(200, spread=0.7)
+    plot.coverage(m, y, ax=ax)
+    line = line_named(ax, "highest-density")
+    inside = m.highest_density_region(0.5).contains(y).double().mean()
+    assert np.interp(0.5, line.get_xdata(), line.get_ydata()) == pytest.approx(float(inside))
+
+
+def test_what_is_wrong_along_x_leaves_its_band_there_alone(ax):
+    m, y = observed(1000)
+    x = torch.linspace(0.0, 1.0, 1000)
+    wrong = torch.where(x > 0.5, y + 2.0, y)
+    plot.calibration_along(x, m, wrong, ax=ax, bins=10)
+    middle = next(
+        line for line in ax.lines if line.get_linestyle() == "-" and len(line.get_xdata()) > 2
+    )
+    share = middle.get_ydata()[:-1]
+    assert (np.abs(share[:5] - 0.5) < 0.16).all()
+    assert (share[5:] < 0.2).all()
+
+
+def test_regions_drawn_are_regions_given(ax, x, mixture):
+    region = mixture.highest_density_region(0.8)
+    plot.regions(x.flip(0), region, ax=ax)
+    bars = ax.collections[0].get_paths()
+    assert len(bars) == int((~region.intervals[..., 0].isnan()).sum())
+    heights = sorted({tuple(np.unique(bar.vertices[:, 1]).round(5)) for bar in bars})
+    given = region.intervals.reshape(-1, 2)
+    given = given[~given[:, 0].isnan()].numpy().astype(float).round(5)
+    np.testing.assert_allclose(heights, sorted({tuple(row) for row in given}), atol=1e-5)
+
+
+def test_infinite_regions_reach_as_far_as_the_finite_ones(ax):
+    from pyralloy.regions import Region
+
+    ends = torch.tensor([[[-1.0, 2.0]], [[-np.inf, np.inf]]])
+    plot.regions([0.0, 1.0], Region(ends, 0.9, torch.zeros(2)), ax=ax)
+    whole = ax.collections[0].get_paths()[1].vertices[:, 1]
+    assert (whole.min(), whole.max()) == (-1.0, 2.0)
+
+
+def test_ridges_have_one_scale(ax, x, mixture):
+    y = torch.linspace(-4.0, 4.0, 81)
+    plot.ridges(x, y, mixture, ax=ax)
+    p = mixture.log_prob(y[:, None]).exp()
+    gap = float(x.diff().min())
+    for place, line, values in zip(x, ax.lines, p.T, strict=True):
+        rise = (line.get_xdata() - float(place)) / (0.9 * gap)
+        np.testing.assert_allclose(rise, values / p.max(), atol=1e-5)
+
+
+def test_a_corner_shows_margins_and_what_they_hold():
+    m = joint()
+    axes = plot.corner(
+        m, ax=Figure().subplots(3, 3), y=[0.0, 1.0, 2.0], names=["a (m)", "b (s)", "c"]
+    )
+    assert axes.shape == (3, 3)
+    assert not axes[0, 1].axison
+    assert axes[2, 0].get_xlabel() == "a (m)"
+    line = axes[2, 2].lines[0]
+    at = torch.from_numpy(line.get_xdata())
+    np.testing.assert_allclose(line.get_ydata(), m.marginal(2).log_prob(at).exp(), rtol=1e-4)
+    # The share of draws inside the outer contour is what it says.
+    draws = m.marginal([0, 1]).sample((4000,), generator=torch.Generator().manual_seed(0))
+    outer = axes[1, 0].collections[1].get_paths()[0]
+    inside = np.mean([outer.contains_point(point) for point in draws.numpy()])
+    assert abs(inside - 0.9) < 0.02
+    assert plot.corner(m).shape == (3, 3)
+    from matplotlib import pyplot as plt
+
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda m, y: plot.calibration(m), TypeError, "y is missing"),
+        (lambda m, y: plot.calibration_along(y[:9], m, y), ValueError, "x has 9 rows"),
+        (
+            lambda m, y: plot.calibration_along(y, m, y, bins=50),
+            ValueError,
+            "at least 5 rows a bin",
+        ),
+        (
+            lambda m, y: plot.regions(y[:9], m.highest_density_region(0.5)),
+            ValueError,
+            "x has 9 rows",
+        ),
+        (lambda m, y: plot.corner(m), ValueError, "one row of a vector"),
+        (lambda m, y: plot.corner(joint(), ax=np.empty((2, 2))), ValueError, r"give \(3, 3\) axes"),
+    ],
+)
+def test_errors_of_figures_of_trust(call, error, message):
+    with pytest.raises(error, match=message):
+        call(*observed(60))

@@ -35,8 +35,13 @@ __all__ = [
     "priors",
 ]
 
-#: Names whose rooms import scikit-learn or matplotlib, which only their users should wait for.
-_LAZY = {"MDNRegressor": ("pyralloy.estimator", "MDNRegressor"), "plot": ("pyralloy.plot", None)}
+#: Names whose rooms import scikit-learn, SciPy or matplotlib, for which only their users wait.
+_LAZY = {
+    "MDNRegressor": ("pyralloy.estimator", "MDNRegressor"),
+    "calibration": ("pyralloy.calibration", None),
+    "conformal": ("pyralloy.conformal", None),
+    "plot": ("pyralloy.plot", None),
+}
 
 
 def __getattr__(name: str) -> object:

@@ -1,9 +1,4 @@
-"""Figures: each function draws on the axes it is given, or on new ones, and returns them.
-
-Nothing is shown, no setting of Matplotlib is changed, and every figure keeps its meaning in grey:
-what a colour says, a line style, an opacity or a lightness says too. Axes are called x and y unless
-they have labels already; ``ax.set(xlabel="redshift", ylabel="distance (Mpc)")`` names them.
-"""
+"""Densities over x: data, samples, components, the density itself and its regions."""
 
 from __future__ import annotations
 
@@ -17,18 +12,17 @@ from torch import Tensor
 
 from pyralloy.checks import as_values, integer, paired, positive
 from pyralloy.mixture import Mixture
+from pyralloy.plot.axes import BLUE, HUES, INK, ORANGE, axes_of, column, grid, rows_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
 
-    from pyralloy.inference.fit import Fit
+    from pyralloy.regions import Region
 
-__all__ = ["components", "data", "density", "prior_predictive", "samples", "training"]
+__all__ = ["components", "data", "density", "prior_predictive", "regions", "ridges", "samples"]
 
-INK, BLUE, ORANGE = "0.25", "#0072b2", "#d55e00"
-#: For components, whose opacity has a meaning: five hues of one lightness (L* = 40 in CIELAB).
-HUES, LINE_WIDTH = ("#045cbb", "#b52600", "#026e00", "#a80ea1", "#715c00"), 3.0
+LINE_WIDTH = 3.0
 
 
 def data(
@@ -65,9 +59,9 @@ def data(
         >>> ax.get_xlabel(), ax.get_ylabel()
         ('x', 'y')
     """
-    x, y = _column("x", x), _column("y", y)
+    x, y = column("x", x), column("y", y)
     paired(x, y)
-    ax = _axes(ax)
+    ax = axes_of(ax)
     size, alpha = positive("size", size), positive("alpha", alpha, 1.0)
     dots = ax.scatter(x.numpy(), y.numpy(), s=size, alpha=alpha, color=color, label=label)
     dots.set(linewidths=0, rasterized=True)
@@ -109,7 +103,7 @@ def samples(
         >>> len(ax.collections[0].get_offsets())
         4
     """
-    x, y = _column("x", x), as_values("draws", draws)
+    x, y = column("x", x), as_values("draws", draws)
     if y.ndim > 2 or y.shape[-1] != x.shape[0]:
         raise ValueError(
             f"draws has shape {tuple(y.shape)}: give (S, {x.shape[0]}), one column for each x, "
@@ -152,8 +146,8 @@ def components(
     from matplotlib.collections import LineCollection
     from matplotlib.colors import to_rgba_array
 
-    x = _column("x", x)
-    _rows_of(mixture, x)
+    x = column("x", x)
+    rows_of(mixture, x)
     if x.shape[0] < 2:
         raise ValueError("x has 1 row: give at least 2, so that there is a line to draw.")
     if not 0.0 <= threshold < 1.0:
@@ -169,7 +163,7 @@ def components(
     opacity = np.round(32.0 * opacity) / 32.0
     shown = np.flatnonzero(opacity.any(0))
     height = (weights * loc).sum(0) / np.maximum(weights.sum(0), np.finfo(weights.dtype).tiny)
-    ax = _axes(ax)
+    ax = axes_of(ax)
     for place, k in enumerate(shown[np.argsort(height[shown])]):
         cuts = np.flatnonzero(np.diff(opacity[:, k])) + 1
         runs = [r for r in np.split(np.arange(len(opacity)), cuts) if opacity[r[0], k] > 0]
@@ -226,10 +220,10 @@ def density(
     """
     from matplotlib.colors import PowerNorm
 
-    x, y = _grid("x", x), _grid("y", y)
+    x, y = grid("x", x), grid("y", y)
     table = _density_table(x, y, density)
     top = positive("vmax", float(table.max()) if vmax is None else vmax)
-    ax = _axes(ax)
+    ax = axes_of(ax)
     norm = PowerNorm(0.5, 0.0, top)
     mesh = ax.pcolormesh(
         x.numpy(),
@@ -281,100 +275,137 @@ def prior_predictive(
         >>> len(ax.lines)
         5
     """
-    x = _column("x", x)
+    x = column("x", x)
     shown = slice(integer("most", most))
     if not isinstance(densities, Mixture) or len(densities.batch_shape) != 2:
         raise TypeError(
             f"densities={densities!r}: give a Mixture of batch shape (S, N), for instance "
             "model.prior_densities(x)."
         )
-    _rows_of(densities[0], x)
+    rows_of(densities[0], x)
     lower, middle, upper = densities[shown].quantile([0.25, 0.5, 0.75]).cpu().numpy()
-    ax = _axes(ax)
+    ax = axes_of(ax)
     for low, centre, high in zip(lower, middle, upper, strict=True):
         ax.fill_between(x.numpy(), low, high, color=color, alpha=0.08, linewidth=0)
         ax.plot(x.numpy(), centre, color=color, lw=1.0, alpha=0.7)
     return ax
 
 
-def training(fit: Fit | Any, *, ax: Axes | None = None, limit: float | None = None) -> Axes:
-    """Draw the negative log-likelihood over the steps of training.
+def ridges(
+    x: ArrayLike | Tensor,
+    y: ArrayLike | Tensor,
+    density: Mixture | ArrayLike | Tensor,
+    *,
+    ax: Axes | None = None,
+    height: float = 0.9,
+    color: str = BLUE,
+) -> Axes:
+    """Draw the densities at a few x as curves that stand on those x and rise to the right.
 
-    Two lines give it a scale: that of the marginal density of y, which ignores x, and, where the
-    law is known, that of the exact conditional density, below which no model stays on fresh data.
-    First steps that are far worse than the rest leave the figure through its top.
+    All have one scale, so that a sharp density is seen to be sharp: the highest of them rises by
+    ``height`` times the least gap between two x.
 
     Args:
-        fit: A ``Fit``; or its ``history``, a table with columns step, train and validation.
+        x: Inputs, shape (G,), increasing; a dozen or so.
+        y: Grid of targets, shape (H,), increasing.
+        density: Densities of a scalar y at those inputs, batch shape (G,), or a matrix (H, G).
         ax: Where to draw; None makes a figure.
-        limit: Conditional entropy of y given x, in nats, where the problem's law is known.
+        height: Rise of the highest, in gaps of x.
+        color: Colour of the curves, whose fill is pale.
 
     Returns:
-        The axes, with a legend.
+        The axes.
 
     Raises:
-        TypeError: ``fit`` is neither a ``Fit`` nor a table with those columns.
-        ValueError: The history is empty, or ``limit`` is not finite.
+        ValueError: As for :func:`density`.
 
     Example:
         >>> from matplotlib.figure import Figure
-        >>> table = np.rec.fromarrays(
-        ...     [[0, 10, 20], [3.0, 2.0, 1.5], [3.1, 2.2, 1.9]], names="step,train,validation"
-        ... )
-        >>> training(table, limit=1.2, ax=Figure().subplots()).get_ylabel()
-        'negative log-likelihood (nats per row)'
+        >>> from pyro import distributions as dist
+        >>> m = Mixture(dist.Categorical(torch.ones(3, 1)), dist.Normal(torch.zeros(3, 1), 1.0))
+        >>> ax = ridges(torch.arange(3.0), torch.linspace(-3, 3, 50), m, ax=Figure().subplots())
+        >>> len(ax.lines)
+        3
     """
-    step, train, validation = _curves(getattr(fit, "history", fit))
-    if limit is not None and not math.isfinite(limit):
-        raise ValueError(f"limit={limit!r}: give a finite entropy in nats, or None.")
-    marginal = getattr(fit, "marginal", None)
-    ax = _axes(ax, "training step", "negative log-likelihood (nats per row)")
-    if marginal is not None:
-        ax.axhline(marginal, color=INK, lw=1.0, ls="--", label="marginal density of y")
-    held_out = np.isfinite(validation)
-    ax.plot(step, train, color=BLUE, lw=0.9, alpha=0.6, label="training")
-    if held_out.any():
-        ax.plot(step[held_out], validation[held_out], color=ORANGE, lw=1.8, label="validation")
-        best = getattr(fit, "best_step", step[held_out][np.argmin(validation[held_out])])
-        at = np.interp(best, step[held_out], validation[held_out])
-        name = f"best step: {int(best):,}"
-        ax.plot([best], [at], "o", ms=7, mfc="white", mec=ORANGE, mew=1.8, ls="none", label=name)
-    if limit is not None:
-        ax.axhline(limit, color=INK, lw=1.2, ls=":", label="exact density: the limit")
-    lines = [v for v in (marginal, limit) if v is not None]
-    _limit_height(ax, np.concatenate([train, validation]), lines)
-    ax.set_xlim(0, max(1.0, step.max()))
-    ax.legend(frameon=False)
+    x, y = grid("x", x), grid("y", y)
+    table = _density_table(x, y, density)
+    rise = positive("height", height) * float(x.diff().min()) / max(float(table.max()), 1e-300)
+    ax = axes_of(ax)
+    for place, values in zip(x.tolist(), table.T, strict=True):
+        edge = place + rise * values
+        ax.fill_betweenx(y.numpy(), place, edge, color=color, alpha=0.25, lw=0)
+        ax.plot(edge, y.numpy(), color=color, lw=1.2)
     return ax
 
 
-def _limit_height(ax: Axes, values: NDArray[Any], lines: list[float]) -> None:
-    """End the y axis where the first, bad steps of training would stretch it."""
-    values = values[np.isfinite(values)]
-    low, high = min([values.min(), *lines]), max([np.quantile(values, 0.98), *lines])
-    margin = 0.06 * (high - low) or 1.0
-    ax.set_ylim(low - margin, high + margin)
+def regions(
+    x: ArrayLike | Tensor,
+    region: Region,
+    *,
+    ax: Axes | None = None,
+    color: str = BLUE,
+    alpha: float = 0.3,
+    label: str | None = None,
+) -> Axes:
+    """Draw the region of each x: bars where y is to be expected, with their gaps.
 
+    Args:
+        x: Inputs, shape (N,) or (N, 1), in any order; a bar reaches half way to its neighbours.
+        region: From ``highest_density_region`` or ``conformal``, batch shape (N,).
+        ax: Where to draw; None makes a figure.
+        color: Colour of the bars.
+        alpha: Their opacity, in (0, 1].
+        label: Name in a legend; None names the probability that the region holds.
 
-def _curves(history: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    try:
-        step, train, validation = (
-            np.asarray(history[name], dtype=float) for name in ("step", "train", "validation")
+    Returns:
+        The axes. Infinite ends are drawn as far as the finite ones reach.
+
+    Raises:
+        ValueError: ``region`` has not one row for each x.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> from pyralloy.regions import Region
+        >>> r = Region(torch.tensor([[[0.0, 1.0]], [[0.5, 2.0]]]), 0.9, torch.zeros(2))
+        >>> ax = regions([0.0, 1.0], r, ax=Figure().subplots())
+        >>> len(ax.collections[0].get_paths())
+        2
+    """
+    from matplotlib.collections import PolyCollection
+
+    x = column("x", x)
+    if tuple(region.batch_shape) != tuple(x.shape):
+        raise ValueError(
+            f"region has batch_shape {tuple(region.batch_shape)} and x has {x.shape[0]} rows: give "
+            "the regions at those x."
         )
-    except (TypeError, KeyError, IndexError, ValueError) as error:
-        raise TypeError(
-            f"fit is {type(history).__name__}: give a Fit, or a table with the columns step, "
-            "train and validation."
-        ) from error
-    if not np.isfinite(train).any():
-        raise ValueError("fit has an empty history: train for at least one step.")
-    return step, train, validation
+    order = torch.argsort(x)
+    at = x[order].double().numpy()
+    ends = region.intervals.detach().cpu()[order].double().numpy()  # (N, R, 2)
+    finite = ends[np.isfinite(ends)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+    ends = np.where(np.isinf(ends), np.where(ends > 0, high, low), ends)
+    middle = (at[1:] + at[:-1]) / 2.0
+    left, right = np.concatenate([at[:1], middle]), np.concatenate([middle, at[-1:]])
+    bars = [
+        [(left[i], a), (right[i], a), (right[i], b), (left[i], b)]
+        for i, row in enumerate(ends)
+        for a, b in row
+        if not math.isnan(a)
+    ]
+    ax = axes_of(ax)
+    name = f"{100 * region.level:.3g} % region" if label is None else label
+    drawn = PolyCollection(bars, facecolor=color, alpha=positive("alpha", alpha, 1.0), label=name)
+    drawn.set(linewidths=0, rasterized=True)
+    ax.add_collection(drawn)
+    ax.autoscale_view()
+    return ax
 
 
 def _density_table(x: Tensor, y: Tensor, density: Any) -> NDArray[Any]:
     """Give the density values, shape (H, G)."""
     if isinstance(density, Mixture):
-        _rows_of(density, x)
+        rows_of(density, x)
         with torch.no_grad():
             rows = [density.log_prob(at) for at in y.to(density.logits)]  # H of (G,)
             return torch.stack(rows).exp().cpu().numpy()
@@ -389,38 +420,6 @@ def _density_table(x: Tensor, y: Tensor, density: Any) -> NDArray[Any]:
     return table.numpy()
 
 
-def _rows_of(mixture: Any, x: Tensor) -> None:
-    if not isinstance(mixture, Mixture):
-        raise TypeError(f"mixture is {type(mixture).__name__}: give a Mixture, fit.density(x).")
-    if mixture.event_shape:
-        raise ValueError(
-            f"mixture has event_shape {tuple(mixture.event_shape)}: draw one dimension of y at a "
-            "time, mixture.marginal(dim)."
-        )
-    if mixture.batch_shape != x.shape:
-        raise ValueError(
-            f"mixture has batch_shape {tuple(mixture.batch_shape)} and x has {x.shape[0]} rows: "
-            "give the densities at those x, fit.density(x)."
-        )
-
-
-def _column(name: str, values: Any) -> Tensor:
-    """Give one column of values on the CPU, shape (N,)."""
-    column = as_values(name, values).cpu()
-    if column.ndim == 2 and column.shape[1] == 1:
-        column = column[:, 0]
-    if column.ndim != 1:
-        raise ValueError(f"{name} has shape {tuple(column.shape)}: give (N,) or (N, 1).")
-    return column
-
-
-def _grid(name: str, values: Any) -> Tensor:
-    grid = _column(name, values)
-    if grid.shape[0] < 2 or not bool((grid.diff() > 0).all()):
-        raise ValueError(f"{name} is no grid: give at least 2 values, each above the one before.")
-    return grid
-
-
 def _paper_map() -> Colormap:
     """Give magma reversed, with its light end faded to white: paper stays paper.
 
@@ -432,14 +431,3 @@ def _paper_map() -> Colormap:
     level = np.linspace(0.0, 1.0, 256)
     fade = np.clip(1.0 - level / 0.2, 0.0, 1.0)[:, None]
     return ListedColormap(fade + (1.0 - fade) * colormaps["magma_r"](level), name="paper")
-
-
-def _axes(ax: Axes | None, x_label: str = "x", y_label: str = "y") -> Axes:
-    """Label what is not labelled yet, on new axes where none are given."""
-    if ax is None:
-        from matplotlib import pyplot as plt
-
-        _, ax = plt.subplots(layout="constrained")
-    ax.set_xlabel(ax.get_xlabel() or x_label)
-    ax.set_ylabel(ax.get_ylabel() or y_label)
-    return ax
