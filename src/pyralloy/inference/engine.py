@@ -15,7 +15,7 @@ from pyralloy.inference.clipping import clip_norm
 from pyralloy.inference.objective import FlatParameters, Objective
 from pyralloy.inference.program import Program
 
-__all__ = ["Engine", "adam"]
+__all__ = ["Engine", "adam", "rates_of"]
 
 #: Decay of the running average of the weights, a step; at the start it is shorter.
 AVERAGING = 0.98
@@ -31,10 +31,10 @@ def adam(vector: Tensor, mean: Tensor, square: Tensor, gradient: Tensor, rates: 
     """Take a step of Adam on one vector, in place, as operations that a graph can hold.
 
     Args:
-        vector: What is trained, shape (P,).
-        mean: Running mean of the gradients, (P,).
-        square: Running mean of their squares, (P,).
-        gradient: At ``vector``, (P,).
+        vector: What is trained, shape (P,), or (M, P) for M of them.
+        mean: Running mean of the gradients, likewise.
+        square: Running mean of their squares.
+        gradient: At ``vector``; overwritten.
         rates: The learning rate over the bias of the mean, and the root of the square's bias, (2,).
 
     References:
@@ -44,7 +44,25 @@ def adam(vector: Tensor, mean: Tensor, square: Tensor, gradient: Tensor, rates: 
     rate, bias = rates.unbind()
     mean.lerp_(gradient, 1.0 - MEAN_DECAY)
     square.mul_(SQUARE_DECAY).addcmul_(gradient, gradient, value=1.0 - SQUARE_DECAY)
-    vector.sub_(mean.mul(rate).div_(square.sqrt().div_(bias).add_(EPSILON)))
+    # Into the gradient, which is used up: memory of that size is slow to come by.
+    spread = torch.sqrt(square, out=gradient).div_(bias).add_(EPSILON)
+    vector.addcdiv_(mean, spread.div_(rate), value=-1.0)
+
+
+def rates_of(step: int, learning_rate: float, like: Tensor) -> Tensor:
+    """Give what a step needs beside the gradient, shape (3,).
+
+    Two numbers for :func:`adam`, and the share of the new weights in their running average.
+
+    Args:
+        step: Counted from 1.
+        learning_rate: Of this step.
+        like: A tensor of the dtype and device to use.
+    """
+    rate = learning_rate / (1.0 - MEAN_DECAY**step)
+    bias = math.sqrt(1.0 - SQUARE_DECAY**step)
+    share = max(1.0 - AVERAGING, 9.0 / (9.0 + step))
+    return torch.tensor([rate, bias, share], dtype=like.dtype, device=like.device)
 
 
 class Engine:
@@ -96,7 +114,7 @@ class Engine:
     def step(self, batch: tuple[Tensor, ...], learning_rate: float) -> Tensor:
         """Take one step and give the loss before it, a scalar tensor."""
         self.steps += 1
-        rates = self._rates(learning_rate)
+        rates = rates_of(self.steps, learning_rate, self.parameters.vector)
         rows = len(batch[0])
         with torch.no_grad():
             if rows <= PART:
@@ -163,13 +181,6 @@ class Engine:
 
     def _tensors(self) -> tuple[Tensor, ...]:
         return self.parameters.vector, self._mean, self._square, self.average, self.clipped
-
-    def _rates(self, learning_rate: float) -> Tensor:
-        rate = learning_rate / (1.0 - MEAN_DECAY**self.steps)
-        share = max(1.0 - AVERAGING, 9.0 / (9.0 + self.steps))
-        bias = math.sqrt(1.0 - SQUARE_DECAY**self.steps)
-        like = self.parameters.vector
-        return torch.tensor([rate, bias, share], dtype=like.dtype, device=like.device)
 
     @contextmanager
     def _aside(self) -> Iterator[None]:

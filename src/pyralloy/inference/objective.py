@@ -67,9 +67,10 @@ class FlatParameters:
         self._kept, self._kept_buffers = self.vector.clone(), [b.clone() for b in module.buffers()]
 
     def split(self, vector: Tensor) -> list[Tensor]:
-        """Cut a vector (P,) into views of the parameters' shapes, in their order."""
-        parts = vector.split([p.numel() for p in self._parameters])
-        return [part.view(p.shape) for part, p in zip(parts, self._parameters, strict=True)]
+        """Cut vectors (..., P) into views of the parameters' shapes, in their order."""
+        parts = vector.split([p.numel() for p in self._parameters], -1)
+        lead = vector.shape[:-1]
+        return [part.view(*lead, *p.shape) for part, p in zip(parts, self._parameters, strict=True)]
 
     def names_in(self, module: nn.Module) -> list[str]:
         """Give the names that another module, of which this one is a part, has for them."""

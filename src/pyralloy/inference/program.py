@@ -20,6 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
+from pyralloy.inference.graphs import simplify
+
 __all__ = ["GraphWarning", "Program"]
 
 Function = Callable[..., Tensor]
@@ -146,8 +148,7 @@ class Program:
                 from torch.fx.experimental.proxy_tensor import make_fx
 
                 graph = make_fx(self._function)(*(t.clone() for t in tensors))
-            graph.graph.eliminate_dead_code()
-            graph.recompile()
+                graph = simplify(graph, tensors)
             _PROCESS.captured = True
         except Exception as error:  # noqa: BLE001 - whatever fails, the function itself can run
             self._fail("captured", error)
