@@ -28,7 +28,7 @@ def make_model(hidden=3, components=2, prior=None, seed=0):
 def run(model=None, x=PROBLEM.x, y=PROBLEM.y, **options):
     options = {"warmup": 20, "draws": 20, "start": 20, "depth": 4, "progress": False} | options
     with warnings.catch_warnings():  # so few draws say little, and the fit says so
-        warnings.filterwarnings("ignore", "chains disagree")
+        warnings.filterwarnings("ignore", "chains disagree|.* draws diverged")
         return pa.nuts(model or make_model(), x, y, **options)
 
 
@@ -123,6 +123,7 @@ def test_scales_of_a_hierarchy_are_drawn_and_positive():
     assert scales and all(bool((v > 0).all()) for v in scales.values())
 
 
+@pytest.mark.filterwarnings("ignore:.* draws diverged")
 def test_chains_that_disagree_are_reported():
     with pytest.warns(UserWarning, match="chains disagree: R-hat"):
         pa.nuts(

@@ -121,7 +121,7 @@ def nuts(
         >>> model = pa.MDN(trunk, head, prior=pa.priors.FanIn())
         >>> with warnings.catch_warnings():  # four draws say little, and the fit says so
         ...     warnings.simplefilter("ignore")
-        ...     fit = nuts(model, *problem[:2], warmup=4, draws=4, depth=3, progress=False)
+        ...     fit = nuts(model, problem.x, problem.y, warmup=4, draws=4, depth=3, progress=False)
         >>> fit.density(problem.x[:5], draws=8).num_components
         16
     """
@@ -294,7 +294,8 @@ class _Record:
 
     def __call__(self, iteration: int, total: int, vector: Tensor, stage: str) -> None:
         if iteration % max(1, total // RECORDS) == 0 or iteration == total:
-            nll = float(self._potential.likelihood(vector)) / self._rows + self._offset
+            with torch.no_grad():
+                nll = float(self._potential.likelihood(vector)) / self._rows + self._offset
             seconds = time.perf_counter() - self._began
             self._history.append((self._first + iteration, nll, float("nan"), seconds))
             if self._bar is not None:
