@@ -187,7 +187,9 @@ def test_it_can_be_pickled_and_searched():
     assert math.isfinite(grid.best_score_)
 
 
-@pytest.mark.parametrize("inference", ["ml", "map", "vi", "laplace", "nuts"])
+@pytest.mark.parametrize(
+    "inference", ["ml", "map", "vi", "laplace", pytest.param("nuts", marks=pytest.mark.slow)]
+)
 def test_every_inference_gives_one_density_a_row(inference):
     mdn = make(
         inference=inference, draws=6, hidden=(4,), components=2, max_steps=40, prior_scale=0.5
