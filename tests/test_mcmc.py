@@ -9,10 +9,11 @@ from conjugate import conjugate_model, conjugate_rows, exact_posterior
 
 import pyralloy as pa
 from pyralloy import priors
-from pyralloy.inference.mcmc import Captured, Whitened
+from pyralloy.inference import mcmc
 from pyralloy.inference.objective import pyro_runtime
-from pyralloy.inference.posterior import Draws
+from pyralloy.inference.posterior import Draws, unpack
 from pyralloy.inference.potential import Potential
+from pyralloy.inference.whitening import Captured, Whitened
 
 PROBLEM = pa.datasets.inverse_sinusoid(40, seed=0)
 
@@ -193,9 +194,7 @@ def test_ranks_of_the_truth_among_draws_are_uniform():
         Talts, S., et al. (2018). Validating Bayesian inference algorithms with simulation-based
         calibration. arXiv:1804.06788
     """
-    from pyralloy.inference import mcmc
-
-    ranks, captured = [], None
+    ranks = []
     for seed in range(SIMULATIONS):
         model, potential, truth, at, level = simulate(seed)
         with mcmc._runtime():
@@ -204,12 +203,9 @@ def test_ranks_of_the_truth_among_draws_are_uniform():
             slope.aim(potential.minimise(potential.start))
             found = mcmc._chain(slope, 60, 10 * (RANKS - 1), {"max_tree_depth": 6}, lambda *_: None)
         thinned = found.vectors[9::10]
-        values = [
-            functions(model, mcmc.unpack(potential.sites, v), at, level).detach() for v in thinned
-        ]
+        values = [functions(model, unpack(potential.sites, v), at, level).detach() for v in thinned]
         exact = functions(model, truth, at, level).detach()
         ranks.append((torch.stack(values) < exact).sum(0))
-    del captured
     table = torch.stack(ranks)  # (simulations, functions), each uniform on 0 .. RANKS - 1
     # A band of 99 % for the largest gap between a cdf of ranks and the uniform one, over functions.
     generator = torch.Generator().manual_seed(0)
