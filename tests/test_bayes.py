@@ -212,6 +212,18 @@ def test_a_posterior_narrows_with_data_and_with_temperature():
 
 
 @pytest.mark.slow
+def test_held_out_rows_report_and_do_not_choose():
+    """Chosen by the rows that stopped the first fit, a guide would keep its first, narrow steps."""
+    fit = run(max_steps=400)
+    assert fit.best_step == 400 and bool(np.isfinite(fit.history.validation).all())
+    chosen = run(max_steps=400, patience=100)
+    assert chosen.best_nll == np.nanmin(chosen.history.validation)
+    assert chosen.best_step == 400 or float(chosen.posterior.scale.log().mean()) < float(
+        fit.posterior.scale.log().mean()
+    )
+
+
+@pytest.mark.slow
 def test_a_warm_up_ends_at_the_same_posterior_in_law():
     x, y = conjugate_rows(60)
     spreads = []

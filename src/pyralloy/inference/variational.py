@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -130,7 +130,11 @@ def approximate(
                 Objective(programs[0], programs[1], len(rows.x)), parameters, weight, how, plan
             )
             evaluate = None if held_out is None else _pooled_nll(model, known, held_out, plan.seed)
-            trace = train(engine, Batches(tuple(rows), plan.batch_size, plan.seed), plan, evaluate)
+            batches = Batches(tuple(rows), plan.batch_size, plan.seed)
+            if evaluate is None or plan.patience is not None or _is_point(guide):
+                trace = train(engine, batches, plan, evaluate)
+            else:
+                trace = _watched(engine, batches, plan, evaluate)
         finally:
             parameters.release()
             guide.eval()
@@ -158,6 +162,30 @@ def _made(guide: Any, model: MDN, potential: Potential) -> Any:
             "pyro.infer.autoguide are; a PyroModule holds parameters of a guide of one's own."
         )
     return made
+
+
+def _is_point(guide: Any) -> bool:
+    return isinstance(guide, AutoDelta | AutoLaplaceApproximation)
+
+
+def _watched(engine: Engine, batches: Batches, plan: Plan, evaluate: Callable[[], float]) -> Trace:
+    """Train to the end, and note the held-out loss without choosing by it.
+
+    The first fit was stopped by these rows, so that they would choose the guide's first steps, when
+    it has hardly a spread: a point again, and not a posterior.
+    """
+    losses: list[float] = []
+
+    def watch(step: int, metrics: Mapping[str, float]) -> Any:
+        losses.append(evaluate() + plan.offset)
+        seen = {**metrics, "validation": losses[-1]}
+        return plan.callback is not None and plan.callback(step, seen)
+
+    trace = train(engine, batches, replace(plan, callback=watch))
+    losses += [math.nan] * (len(trace.rows) - len(losses))  # an interrupt is not watched
+    noted = zip(trace.rows, losses, strict=True)
+    trace.rows = [(step, loss, held_out, at) for (step, loss, _, at), held_out in noted]
+    return trace
 
 
 def _few(rows: Rows) -> tuple[Tensor, Tensor]:
