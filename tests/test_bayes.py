@@ -80,8 +80,8 @@ def test_a_full_normal_guide_reaches_the_exact_posterior(batch_size):
         y,
         validation=None,
         batch_size=batch_size,
-        learning_rate=0.01,
-        max_steps=8000,
+        learning_rate=0.0015,
+        max_steps=12_000,
         start=300,
     )
     mean, covariance, evidence = exact_posterior(model, x, y)
@@ -393,12 +393,10 @@ def test_the_epistemic_share_grows_with_distance_from_the_data():
         trunk = pa.networks.MLP(1, hidden=(32,))
         model = pa.MDN(trunk, pa.MixtureHead(32, 8), prior=priors.FanIn())
     fit = run(AutoNormal, model, problem.x, problem.y, max_steps=2000)
-    x = torch.tensor([-4.0, 0.0, 4.0, 12.0, 15.0, 20.0, 30.0])
-    parts = fit.entropy(x, draws=20)
-    near = float(parts.between[:3].mean())
-    far = parts.between[3:]
-    assert bool((far > near).all()) and bool((np.diff(far[1:]) > -0.02).all())
-    assert float(far[-1]) > 2 * near
+    inside, outside = torch.tensor([-4.0, 0.0, 4.0]), torch.tensor([12.0, 15.0, 20.0, 30.0])
+    near, far = (fit.entropy(x, draws=20).between for x in (inside, outside))
+    assert float(far.min()) > 2 * float(near.max())
+    assert bool((far.diff() > 0).all())
 
 
 # -- bad input ------------------------------------------------------------------------------------
