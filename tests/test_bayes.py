@@ -69,7 +69,7 @@ def test_laplace_is_exact_for_a_linear_network():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch_size", [32, 200])
+@pytest.mark.parametrize("batch_size", [100, 200])
 def test_a_full_normal_guide_reaches_the_exact_posterior(batch_size):
     x, y = conjugate_rows()
     model = conjugate_model()
@@ -80,8 +80,8 @@ def test_a_full_normal_guide_reaches_the_exact_posterior(batch_size):
         y,
         validation=None,
         batch_size=batch_size,
-        learning_rate=0.0015,
-        max_steps=12_000,
+        learning_rate=0.002,
+        max_steps=8000,
         start=300,
     )
     mean, covariance, evidence = exact_posterior(model, x, y)

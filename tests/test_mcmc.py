@@ -189,7 +189,7 @@ def ranks_of_truth(simulations):
             truth = model._draw_prior(model.prior)
             t.copy_(model.network(z, truth).sample())
             slope.aim(potential.minimise(begin))
-            options = {"max_tree_depth": 6}
+            options = {"max_tree_depth": 5}
             found = mcmc._chain(slope, 60, THIN * (RANKS - 1), options, lambda *_: None)
             drawn = [unpack(potential.sites, v) for v in found.vectors[THIN - 1 :: THIN]]
             values = torch.stack([functions(model, weights) for weights in drawn])
