@@ -30,7 +30,7 @@ __all__ = ["Chains", "nuts"]
 #: Rows at which chains are compared, and the largest R-hat and share of rows above it that pass.
 POINTS, R_HAT, SHARE = 100, 1.05, 0.05
 #: Iterations of all chains from which compiling the potential pays.
-HASTE = 1000
+HASTE = 500
 #: Iterations of each chain for which the history has no more rows than this.
 RECORDS = 100
 
