@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import threading
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -184,3 +185,28 @@ def test_it_can_be_pickled_and_searched():
     assert np.array_equal(pickle.loads(pickle.dumps(mdn)).predict(X), mdn.predict(X))
     grid = GridSearchCV(make_pipeline(StandardScaler(), make(max_steps=20)), {}, cv=2).fit(X, Y)
     assert math.isfinite(grid.best_score_)
+
+
+@pytest.mark.parametrize(
+    "inference", ["ml", "map", "vi", "laplace", pytest.param("nuts", marks=pytest.mark.slow)]
+)
+def test_every_inference_gives_one_density_a_row(inference):
+    mdn = make(
+        inference=inference, draws=6, hidden=(4,), components=2, max_steps=40, prior_scale=0.5
+    )
+    with warnings.catch_warnings():  # of short chains
+        warnings.filterwarnings("ignore", "chains disagree|.* draws diverged")
+        mdn.fit(X[:30], Y[:30])
+    density = mdn.predict_density(X[:9])
+    assert density.batch_shape == (9,)
+    assert density.num_components == (2 if inference in ("ml", "map") else 2 * 6)
+    assert np.isfinite(mdn.log_score(X[:30], Y[:30]))
+    again = pickle.loads(pickle.dumps(mdn))
+    assert np.array_equal(again.predict(X[:9]), mdn.predict(X[:9]))
+
+
+def test_an_inference_that_is_unknown_is_refused():
+    with pytest.raises(ValueError, match="inference='bayes' is unknown: choose one of"):
+        make(inference="bayes").fit(X, Y)
+    with pytest.raises(ValueError, match="scale=-1"):
+        make(inference="vi", prior_scale=-1).fit(X, Y)

@@ -171,12 +171,12 @@ class Fit:
             parts.append(each.sample(generator=generator))  # (S, N', ...)
         return torch.cat(parts, 1)
 
-    def entropy(self, x: Any, draws: int = 100, *, seed: int = 0) -> EntropyParts:
+    def entropy(self, x: Any, draws: int = 20, *, seed: int = 0) -> EntropyParts:
         """Split the entropy of y at ``x`` into what noise and what ignorance of the weights give.
 
         Args:
             x: Inputs, as for :meth:`density`.
-            draws: Number S of draws of the weights.
+            draws: Number S of draws of the weights; time and memory grow with the square of S K.
             seed: Source of the draws.
 
         Returns:

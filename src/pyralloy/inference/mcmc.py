@@ -1,10 +1,10 @@
-"""Markov chain Monte Carlo: Pyro's No-U-Turn sampler on a captured potential."""
+"""Markov chain Monte Carlo: Pyro's No-U-Turn sampler on a whitened potential."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,7 +13,6 @@ import torch
 from pyro.infer import NUTS
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 from tqdm import tqdm
 
 from pyralloy.checks import integer, positive, probability
@@ -23,15 +22,15 @@ from pyralloy.inference.posterior import Draws, unpack
 from pyralloy.inference.potential import Potential
 from pyralloy.inference.rows import Rows, checked, standardised
 from pyralloy.inference.svi import fit
+from pyralloy.inference.whitening import Captured, Whitened
 from pyralloy.model import MDN
 
 __all__ = ["Chains", "nuts"]
 
 #: Rows at which chains are compared, and the largest R-hat and share of rows above it that pass.
 POINTS, R_HAT, SHARE = 100, 1.05, 0.05
-#: Weights up to which the potential is whitened by a full matrix, and iterations of all chains from
-#: which compiling its graph pays.
-DENSE, HASTE = 2000, 1000
+#: Iterations of all chains from which compiling the potential pays.
+HASTE = 500
 #: Iterations of each chain for which the history has no more rows than this.
 RECORDS = 100
 
@@ -121,7 +120,7 @@ def nuts(
         >>> model = pa.MDN(trunk, head, prior=pa.priors.FanIn())
         >>> with warnings.catch_warnings():  # four draws say little, and the fit says so
         ...     warnings.simplefilter("ignore")
-        ...     fit = nuts(model, *problem[:2], warmup=4, draws=4, depth=3, progress=False)
+        ...     fit = nuts(model, problem.x, problem.y, warmup=4, draws=4, depth=3, progress=False)
         >>> fit.density(problem.x[:5], draws=8).num_components
         16
     """
@@ -163,114 +162,6 @@ def nuts(
     )
 
 
-class Whitened:
-    r"""A potential as a function of u, where :math:`w = m + A u`.
-
-    A is a root of the covariance of the Laplace approximation at m. Weights of a network have
-    scales that differ by factors of hundreds, and depend on each other; u hardly do, and a step
-    that suits one of them suits all. Of very many weights A is diagonal, from the prior.
-
-    Attributes:
-        potential: The function of w.
-        centre: m, shape (P,).
-        root: A, shape (P, P), or (P,) for its diagonal.
-    """
-
-    def __init__(self, potential: Potential) -> None:
-        self.potential, self.centre = potential, potential.start
-        size = len(self.centre)
-        shape = (size, size) if size <= DENSE else (size,)
-        self.root = self.centre.new_zeros(shape)
-
-    def aim(self, vector: Tensor) -> None:
-        """Put the centre there, in place."""
-        self.centre.copy_(vector)
-        if self.root.ndim > 1:
-            self.root.copy_(self.potential.root_covariance(vector))
-        else:
-            self.root.copy_(self.potential.precision(vector).rsqrt())
-
-    def weights(self, u: Tensor, centre: Tensor, root: Tensor) -> Tensor:
-        """Give w, shape (P,)."""
-        return centre + (root @ u if root.ndim > 1 else root * u)
-
-    def __call__(self, u: Tensor, centre: Tensor, root: Tensor) -> Tensor:
-        """Evaluate at u, shape (P,)."""
-        return self.potential(self.weights(u, centre, root))
-
-
-class Captured:
-    """A whitened potential and its gradient as one graph, which autograd takes for a function.
-
-    Args:
-        whitened: The function.
-        hasten: Whether to compile the graph too, which takes some seconds and then saves two thirds
-            of each evaluation's time; where there is no compiler, it runs as captured.
-
-    Attributes:
-        whitened: As given.
-        calls: How often it was evaluated.
-    """
-
-    def __init__(self, whitened: Whitened, *, hasten: bool) -> None:
-        def both(u: Tensor, centre: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
-            u = u.detach().requires_grad_()
-            energy = whitened(u, centre, root)
-            (gradient,) = torch.autograd.grad(energy, u)
-            return energy.detach(), gradient
-
-        self.whitened, self.calls = whitened, 0
-        origin = torch.zeros_like(whitened.centre)
-        arguments = (origin, whitened.centre, whitened.root)
-        self._graph: Callable[..., tuple[Tensor, Tensor]] = make_fx(both)(*arguments)
-        if hasten:
-            self._graph = _compiled(self._graph, arguments)
-
-    def aim(self, vector: Tensor) -> None:
-        """Whiten about a vector of weights (P,)."""
-        self.whitened.aim(vector)
-
-    def __call__(self, values: dict[str, Tensor]) -> Tensor:
-        """Evaluate at the one site ``"u"``, as Pyro's kernels ask."""
-        self.calls += 1
-        return _Known.apply(values["u"], self)
-
-    def evaluate(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Give energy and gradient."""
-        with torch.no_grad():
-            return self._graph(u, self.whitened.centre, self.whitened.root)
-
-
-def _compiled(graph: Callable[..., Any], arguments: tuple[Tensor, ...]) -> Callable[..., Any]:
-    try:
-        compiled = torch.compile(graph, fullgraph=True, dynamic=False)
-        with torch.no_grad():
-            compiled(*arguments)
-    except Exception as error:  # noqa: BLE001 - whatever a compiler lacks, the graph runs as it is
-        warnings.warn(
-            f"the potential runs uncompiled, at a third of the speed: {error}", stacklevel=4
-        )
-        return graph
-    return compiled
-
-
-class _Known(torch.autograd.Function):
-    """A function whose gradient comes with its value."""
-
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, slope: Captured) -> Tensor:
-        """Evaluate both, and keep the gradient."""
-        energy, gradient = slope.evaluate(u.detach())
-        ctx.save_for_backward(gradient)
-        return energy
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """Give the gradient that was kept."""
-        (gradient,) = ctx.saved_tensors
-        return grads[0] * gradient, None
-
-
 class _Found(NamedTuple):
     vectors: Tensor
     said: tuple[int, float, float]
@@ -294,7 +185,8 @@ class _Record:
 
     def __call__(self, iteration: int, total: int, vector: Tensor, stage: str) -> None:
         if iteration % max(1, total // RECORDS) == 0 or iteration == total:
-            nll = float(self._potential.likelihood(vector)) / self._rows + self._offset
+            with torch.no_grad():
+                nll = float(self._potential.likelihood(vector)) / self._rows + self._offset
             seconds = time.perf_counter() - self._began
             self._history.append((self._first + iteration, nll, float("nan"), seconds))
             if self._bar is not None:

@@ -118,10 +118,9 @@ class Potential:
         )
 
         def evaluate() -> Tensor:
-            descent.zero_grad()
             loss = self(point)
-            loss.backward()
-            return loss
+            (point.grad,) = torch.autograd.grad(loss, point)  # no gradient for other weights
+            return loss.detach()
 
         descent.step(evaluate)
         return point.detach() if bool(point.isfinite().all()) else vector

@@ -75,10 +75,11 @@ def fit(
 
     With a ``guide`` there are two runs. The first is the one above, without the prior: guides that
     start far from a good fit stay there. The second trains the guide by Pyro's ELBO from where the
-    first ended, with a small spread, on the same rows under the same schedule; what is kept is the
-    guide whose pooled density of a few draws is best on the held-out rows. ``AutoDelta`` gives the
-    most probable weights, ``AutoLaplaceApproximation`` a Normal about them with the curvature of
-    the training rows (with ``validation=None``, exactly at the mode nearby).
+    first ended, with a small spread, under the same schedule, to its end. The held-out rows then
+    only report how well the pool of a few draws predicts: chosen by them, a guide would be stopped
+    before it has a spread (``patience`` does choose, and so do guides of one value). ``AutoDelta``
+    gives the most probable weights, ``AutoLaplaceApproximation`` a Normal about them with the
+    curvature of the training rows (with ``validation=None``, exactly at the mode nearby).
 
     Args:
         model: Trained in place.

@@ -37,6 +37,7 @@ class Plan:
         max_steps: Steps of the whole schedule.
         every: Steps between evaluations.
         patience: Evaluations without improvement that end the fit; None never ends it.
+        choosing: Whether held-out rows choose the weights; if not, the last ones are kept.
         schedule: Fraction of the learning rate, of a step and the number of steps.
         clip: Longest that a gradient may be; None leaves it as it is.
         compile: Whether a step is compiled: True, False or ``"auto"``.
@@ -52,6 +53,7 @@ class Plan:
     max_steps: int
     every: int
     patience: int | None = None
+    choosing: bool = True
     schedule: Schedule = one_cycle
     clip: float | None = None
     compile: bool | Literal["auto"] = False
@@ -237,7 +239,7 @@ class _Run:
             if not self.recovery.accepts("held-out loss", held_out, step):
                 return False
         self.recovery.note(step)
-        if self._evaluate is None or held_out < trace.best_loss:
+        if self._evaluate is None or not plan.choosing or held_out < trace.best_loss:
             trace.best_loss, trace.best_step = held_out, step
             engine.parameters.keep(engine.average)
         losses = (trace.total / trace.counted + plan.offset, held_out + plan.offset)

@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,6 +31,8 @@ __all__ = ["Approximation", "Guided", "approximate", "require_guide"]
 
 #: Draws of the weights that are pooled for the held-out loss, the same at each evaluation.
 DRAWS = 10
+#: Rows of an evaluation at once.
+CHUNK = 4096
 #: Standard deviation with which a guide starts, where its class lets it be chosen.
 FIRST_SCALE = 0.01
 #: Weight of the divergence from the prior at the first step of a warm-up: not 0, which would leave
@@ -135,6 +137,9 @@ def approximate(model: MDN, how: Approximation, ready: Ready, stop: Stop) -> Gui
             engine = _Warming(objective, parameters, weight, how, plan)
             evaluate = None if held_out is None else _pooled_nll(model, known, held_out, plan.seed)
             batches, saving = ready.batches(model)
+            # The first fit was stopped by the held-out rows, so that they would choose the guide's
+            # first steps, when it has hardly a spread: a point again, and not a posterior.
+            plan = replace(plan, choosing=plan.patience is not None or _is_point(guide))
             trace = train(engine, batches, plan, evaluate, stop=stop, saving=saving)
         finally:
             parameters.release()
@@ -163,6 +168,10 @@ def _made(guide: Any, model: MDN, potential: Potential) -> Any:
             "pyro.infer.autoguide are; a PyroModule holds parameters of a guide of one's own."
         )
     return made
+
+
+def _is_point(guide: Any) -> bool:
+    return isinstance(guide, AutoDelta | AutoLaplaceApproximation)
 
 
 def _few(rows: Rows) -> tuple[Tensor, Tensor]:
@@ -220,12 +229,15 @@ def _pooled_nll(
         posterior = known()
         count = 1 if isinstance(posterior, Point) else DRAWS
         draws = posterior.draw(count, torch.Generator().manual_seed(seed))
-        each = [
-            model.network(rows.x, {n: w[s] for n, w in draws.items()}).log_prob(rows.y)
-            for s in range(count)
-        ]
-        pooled = torch.stack(each).to(torch.float64).logsumexp(0) - math.log(count)
-        return -float(pooled.mean())
+        total = 0.0
+        for x, y in zip(rows.x.split(CHUNK), rows.y.split(CHUNK), strict=True):
+            each = [
+                model.network(x, {n: w[s] for n, w in draws.items()}).log_prob(y)
+                for s in range(count)
+            ]
+            pooled = torch.stack(each).to(torch.float64).logsumexp(0) - math.log(count)
+            total -= float(pooled.sum())
+        return total / len(rows.x)
 
     return evaluate
 
