@@ -18,6 +18,7 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 
 import pyralloy as pa
+from pyralloy.families import FAMILIES
 from pyralloy.inference import program
 from pyralloy.inference.engine import PART, Engine, adam
 from pyralloy.inference.objective import (
@@ -309,6 +310,25 @@ def test_running_statistics_and_dropout_are_captured_too(eager_costs_nothing, mo
     eager = run_fit(trunk)
     mine, theirs = captured.model.state_dict(), eager.model.state_dict()
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full", "low_rank"])
+@pytest.mark.parametrize("family", ["normal", "student_t"])
+def test_steps_of_vectors_are_captured(family, covariance, eager_costs_nothing):
+    y = torch.randn(100, 3, generator=source())
+    head = pa.MixtureHead(1, 3, 3, family=family, covariance=covariance)
+    model = pa.MDN(pa.networks.MLP(1, hidden=()), head)
+    fit = pa.fit(model, y[:, :1], y, max_steps=20, progress=False)  # a warning would be an error
+    assert math.isfinite(fit.best_nll)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_steps_of_every_family_are_captured(family, eager_costs_nothing):
+    y = torch.rand(100, generator=source()) * 0.8 + 0.1
+    y = (10 * y).round() if FAMILIES[family].support.integer else y
+    model = pa.MDN(pa.networks.MLP(1, hidden=()), pa.MixtureHead(1, 3, family=family))
+    fit = pa.fit(model, y.flip(0), y, max_steps=20, progress=False)
+    assert math.isfinite(fit.best_nll)
 
 
 def test_a_graph_that_gives_something_else_is_refused(eager_costs_nothing):

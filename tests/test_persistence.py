@@ -171,7 +171,7 @@ def test_a_trunk_of_ones_own_is_filled_and_both_ends_say_so(tmp_path):
     ("model", "message"),
     [
         (lambda: pa.MDN(nn.Linear(1, 6), pa.MixtureHead(6, 3)), r"'trunk\.\w+.*' is only in the"),
-        (lambda: pa.MDN(pa.networks.MLP(1, (8, 6)), pa.MixtureHead(6, 4)), r"head.* is \(3,"),
+        (lambda: pa.MDN(pa.networks.MLP(1, (8, 6)), pa.MixtureHead(6, 4)), r"head.* is \(9,"),
         (lambda: pa.MDN(pa.networks.MLP(2, (8, 6)), pa.MixtureHead(6, 3)), r"trunk.* is \(8, 1\)"),
     ],
 )

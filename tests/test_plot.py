@@ -59,6 +59,7 @@ def draw(x, mixture, history):
         "samples": lambda ax: plot.samples(x, torch.ones(4, ROWS), ax=ax),
         "components": lambda ax: plot.components(x, mixture, ax=ax),
         "density": lambda ax: plot.density(x, torch.linspace(-4.0, 4.0, 9), mixture, ax=ax),
+        "prior_predictive": lambda ax: plot.prior_predictive(x, mixture.reshape(1, ROWS), ax=ax),
         "ridges": lambda ax: plot.ridges(x, torch.linspace(-4.0, 4.0, 9), mixture, ax=ax),
         "regions": lambda ax: plot.regions(x, mixture.highest_density_region(0.8), ax=ax),
         "calibration": lambda ax: plot.calibration(many, seen, ax=ax),

@@ -8,8 +8,10 @@ network of your own.
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
-from pyralloy import datasets, networks, priors
+from pyralloy import datasets, networks
+from pyralloy import priors as priors
 from pyralloy.heads import MixtureHead
+from pyralloy.inference.ensemble import ensemble
 from pyralloy.inference.fit import Fit, load
 from pyralloy.inference.mcmc import nuts
 from pyralloy.inference.svi import fit
@@ -27,12 +29,12 @@ __all__ = [
     "Mixture",
     "MixtureHead",
     "datasets",
+    "ensemble",
     "fit",
     "load",
     "networks",
     "nuts",
     "plot",
-    "priors",
 ]
 
 #: Names whose rooms import scikit-learn, SciPy or matplotlib, for which only their users wait.

@@ -107,7 +107,8 @@ class Full(ScaleMatrix):
         log_scale = torch.stack(list(raw[:dims]), -1)  # (..., D)
         unit = torch.eye(dims, dtype=log_scale.dtype, device=log_scale.device)
         unit = unit.expand(*log_scale.shape, -1).clone()  # (..., D, D)
-        for slope, i, j in zip(raw[dims:], *torch.tril_indices(dims, dims, -1), strict=True):
+        below = [(i, j) for i in range(dims) for j in range(i)]
+        for slope, (i, j) in zip(raw[dims:], below, strict=True):
             unit[..., i, j] = soft_between(slope, -MOST_SLOPE, MOST_SLOPE)
         return [soft_exp(log_scale, *scale_bounds(spread))[..., None] * unit]
 

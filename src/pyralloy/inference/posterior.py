@@ -24,9 +24,11 @@ from pyralloy.inference.objective import pyro_runtime
 __all__ = [
     "Draws",
     "Gaussian",
+    "Members",
     "Point",
     "Posterior",
     "Replayed",
+    "Several",
     "Site",
     "Transformed",
     "posterior_of",
@@ -200,6 +202,63 @@ class Draws(Posterior):
         rounds = [torch.randperm(total, generator=generator) for _ in range(-(-count // total))]
         rows = torch.cat(rounds)[:count]
         return {n: v.flatten(0, 1)[rows.to(v.device)] for n, v in self.chains.items()}
+
+
+class Members(Posterior):
+    """Weights of an ensemble's members, each as likely as the others.
+
+    Args:
+        values: By the names of the weights, shapes (M, ...).
+
+    Example:
+        >>> members = Members({"w": torch.arange(3.0)})
+        >>> members.draw(100, torch.Generator())["w"].tolist()  # there are no more than three
+        [0.0, 1.0, 2.0]
+    """
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self.values = {name: value.detach() for name, value in values.items()}
+
+    def __len__(self) -> int:
+        return len(next(iter(self.values.values())))
+
+    def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Give all members, or ``count`` of them chosen at random where that is fewer."""
+        if count >= len(self):
+            return dict(self.values)
+        rows = torch.randperm(len(self), generator=generator)[:count].sort().values
+        return {n: v[rows.to(v.device)] for n, v in self.values.items()}
+
+
+class Several(Posterior):
+    """Posteriors of an ensemble's members, each as likely as the others.
+
+    Args:
+        members: Of each its posterior, None for weights of one value, and its weights by name, for
+            those that the posterior does not draw.
+    """
+
+    def __init__(self, members: Iterable[tuple[Posterior | None, Mapping[str, Tensor]]]) -> None:
+        self._members = [
+            (posterior, {n: w.detach().clone() for n, w in weights.items()})
+            for posterior, weights in members
+        ]
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw as often from each member, so that there may be a few draws more than ``count``."""
+        if all(posterior is None for posterior, _ in self._members):
+            stacked = {n: [w[n] for _, w in self._members] for n in self._members[0][1]}
+            return Members({n: torch.stack(v) for n, v in stacked.items()}).draw(count, generator)
+        each = -(-count // len(self._members))
+        parts = []
+        for posterior, weights in self._members:
+            drawn = {} if posterior is None else posterior.draw(each, generator)
+            size = len(next(iter(drawn.values()))) if drawn else each
+            parts.append({n: drawn.get(n, w.expand(size, *w.shape)) for n, w in weights.items()})
+        return {n: torch.cat([part[n] for part in parts]) for n in parts[0]}
 
 
 class Replayed(Posterior):

@@ -57,7 +57,9 @@ class Ready:
 
     def batches(self, model: MDN) -> tuple[BatchSource, Saving]:
         """Give minibatches from the first on, and where the state of their fit goes."""
-        saving = self.files.saving(self.identity | self.plan.identity())
+        # A schedule is a function, which only a file has to be asked about beforehand.
+        identity = self.identity | self.plan.identity() if self.files.used else {}
+        saving = self.files.saving(identity)
         if self.data.reading is None:
             return Batches(self.rows.tensors(), self.plan.batch_size, self.plan.seed), saving
         batches = self.data.reading.batches(model)

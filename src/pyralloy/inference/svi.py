@@ -26,7 +26,7 @@ from pyralloy.inference.training import Callback, Plan, ended_by_itself, train
 from pyralloy.inference.variational import Approximation, approximate, require_guide
 from pyralloy.model import MDN
 
-__all__ = ["fit"]
+__all__ = ["fit", "running"]
 
 
 def fit(
@@ -243,7 +243,7 @@ def _first(plan: Plan, start: int | None) -> Plan | None:
 
 
 @contextmanager
-def _running(model: MDN, plan: Plan) -> Iterator[None]:
+def running(model: MDN, plan: Plan) -> Iterator[None]:
     """Hold Pyro's runtime, and torch's generator, whose state comes back, at the plan's seed."""
     device = next(model.parameters()).device
     with (
@@ -264,7 +264,7 @@ def _running(model: MDN, plan: Plan) -> Iterator[None]:
 def _fit(model: MDN, ready: Ready, stop: Stop, *, begun: bool) -> Fit:
     """Train through Pyro's ELBO with an empty guide."""
     plan, (batches, saving) = ready.plan, ready.batches(model)
-    with _running(model, plan):
+    with running(model, plan):
         parameters = FlatParameters(model)
         try:
             objective = Objective(model, empty_guide, ready.size)
@@ -299,7 +299,7 @@ def _fit_guide(
         diagnostics = begun.diagnostics
         ready = replace(ready, files=ready.files._replace(resume=None))
     ready = replace(ready, identity=ready.identity | {"run": "guide"})
-    with _running(model, ready.plan):
+    with running(model, ready.plan):
         guided = approximate(model, how, ready, stop)
     trace = guided.trace
     return Fit(

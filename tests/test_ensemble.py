@@ -1,0 +1,178 @@
+"""Ensembles: members trained side by side are the members trained alone, pooled exactly."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from pyro import distributions as dist
+from pyro.infer.autoguide import AutoDelta, AutoNormal
+from torch import nn
+
+import pyralloy as pa
+from pyralloy.inference.lanes import Lanes
+from pyralloy.inference.objective import pyro_runtime
+from pyralloy.inference.rows import Rows
+from pyralloy.inference.training import Plan
+
+F32, F64 = torch.float32, torch.float64
+PROBLEM = pa.datasets.inverse_sinusoid(400, seed=0)
+HELD = pa.datasets.inverse_sinusoid(100, seed=1)
+
+
+def make_model(seed, prior=None, dtype=F32):
+    trunk = pa.networks.MLP(1, hidden=(16,))
+    return pa.MDN(trunk, pa.MixtureHead(16, components=5), prior=prior).to(dtype)
+
+
+def run(make=make_model, **options):
+    options = {"members": 3, "max_steps": 60, "progress": False} | options
+    return pa.ensemble(make, PROBLEM.x, PROBLEM.y, **options)
+
+
+def seeds_of(count, seed=0):
+    """Give the seeds that an ensemble's members are made with."""
+    seen = []
+
+    def make(given):
+        seen.append(given)
+        return make_model(given)
+
+    run(make, members=count, seed=seed, max_steps=1)
+    return seen
+
+
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_a_member_has_the_weights_it_would_have_alone(clip):
+    """In float64, where rounding does not grow to the size of a step."""
+    options = {"validation": (HELD.x, HELD.y), "max_steps": 100, "batch_size": 32, "clip": clip}
+    together = run(lambda seed: make_model(seed, dtype=F64), **options)
+    drawn = together.weights()
+    for number, seed in enumerate(seeds_of(3)):
+        model = make_model(seed, dtype=F64)
+        alone = pa.fit(model, PROBLEM.x, PROBLEM.y, seed=seed, progress=False, **options)
+        for name, weight in alone.model.weights().items():
+            assert torch.allclose(drawn[name][number], weight, atol=1e-8)
+
+
+@pytest.mark.slow
+def test_in_single_precision_members_stay_close_for_a_hundred_steps():
+    options = {"validation": (HELD.x, HELD.y), "max_steps": 100, "batch_size": 32}
+    together = run(**options)
+    gaps = []
+    for number, seed in enumerate(seeds_of(3)):
+        alone = pa.fit(make_model(seed), PROBLEM.x, PROBLEM.y, seed=seed, progress=False, **options)
+        for name, weight in alone.model.weights().items():
+            gaps.append(float((together.weights()[name][number] - weight.detach()).abs().max()))
+    assert max(gaps) < 1e-4
+
+
+def test_lanes_take_the_same_step_whatever_is_beside_them():
+    plan = Plan(learning_rate=0.01, batch_size=20, max_steps=5, every=1)
+    x = torch.randn(2, 20, 1, dtype=F64, generator=torch.Generator().manual_seed(0))
+    y = torch.randn(2, 20, dtype=F64, generator=torch.Generator().manual_seed(1))
+    with pyro_runtime():
+        torch.manual_seed(0)
+        one, two = make_model(0, dtype=F64), make_model(1, dtype=F64)
+        start = {n: p.detach().clone() for n, p in one.named_parameters()}
+        pair = Lanes([one, two], 100, plan)
+        again = make_model(0, dtype=F64)
+        again.load_state_dict({**again.state_dict(), **start})
+        single = Lanes([again], 100, plan)
+        for _ in range(5):
+            pair.step((x, y), 0.01)
+            single.step((x[:1], y[:1]), 0.01)
+        assert torch.allclose(pair.weights[:1], single.weights, atol=1e-13)
+        scores = pair.scores(pair.weights, Rows(x[0], y[0]))
+        pair.end(pair.weights)
+    assert torch.allclose(scores[0], one.network(x[0]).log_prob(y[0]), atol=1e-12)
+
+
+def test_the_pool_is_the_mean_of_the_members():
+    fit = run()
+    members, pool = fit.densities(PROBLEM.x), fit.density(PROBLEM.x)
+    assert members.batch_shape == (3, 400) and pool.num_components == 15
+    mean = members.log_prob(PROBLEM.y).logsumexp(0) - math.log(3)
+    assert torch.allclose(pool.log_prob(PROBLEM.y), mean, atol=1e-9)
+    parts = fit.entropy(PROBLEM.x[:20])
+    assert torch.allclose(parts.total, parts.within + parts.between, atol=1e-6)
+    assert bool((parts.between > 0).all())
+
+
+def test_the_same_seed_gives_the_same_ensemble_bit_for_bit():
+    torch.manual_seed(1)
+    first = run(seed=3).weights()
+    torch.manual_seed(2)
+    again, other = run(seed=3).weights(), run(seed=4).weights()
+    assert all(torch.equal(first[n], again[n]) for n in first)
+    assert not all(torch.equal(first[n], other[n]) for n in first)
+
+
+def test_members_differ_and_together_beat_their_mean():
+    fit = run(max_steps=400)
+    fresh = pa.datasets.inverse_sinusoid(5000, seed=9)
+    each = -fit.densities(fresh.x).log_prob(fresh.y).mean(1)
+    pool = -fit.density(fresh.x).log_prob(fresh.y).mean()
+    assert float(pool) < float(each.mean()) - 1e-3
+    assert (
+        math.isclose(fit.best_nll, fit.history.validation[-1], rel_tol=1e-12)
+        and fit.best_step == 400
+    )
+    assert bool((np.diff(fit.history.seconds) >= 0).all())
+
+
+def test_nothing_held_out_keeps_the_last_weights():
+    fit = run(validation=None)
+    assert bool(np.isnan(fit.history.validation).all())
+    assert fit.weights()["head.outputs.bias"].shape == (3, 15)
+
+
+def test_running_statistics_are_refused():
+    def make(seed):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            trunk = nn.Sequential(nn.Linear(1, 16), nn.BatchNorm1d(16), nn.SiLU())
+            return pa.MDN(trunk, pa.MixtureHead(16, components=5))
+
+    with pytest.raises(ValueError, match="running statistics"):
+        run(make)
+
+
+def test_members_of_a_guide_are_posteriors_whose_mixture_is_drawn():
+    def make(seed):
+        return make_model(seed, prior=dist.Normal(0.0, 1.0))
+
+    fit = run(make, members=2, guide=AutoNormal, max_steps=40)
+    drawn = fit.weights(10)
+    assert all(w.shape[0] == 10 for w in drawn.values())
+    assert fit.density(PROBLEM.x[:3], draws=10).num_components == 50
+    points = run(make, members=2, guide=AutoDelta, max_steps=40)
+    assert points.density(PROBLEM.x[:3]).num_components == 10
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "error", "message"),
+    [
+        (make_model, {"members": 1}, ValueError, "members=1"),
+        (lambda seed: nn.Linear(1, 1), {}, TypeError, "make_model gives Linear"),
+        (
+            lambda seed: pa.MDN(
+                pa.networks.MLP(1, (8 + seed % 2,)), pa.MixtureHead(8 + seed % 2, 3)
+            ),
+            {"members": 9},
+            ValueError,
+            "different parts",
+        ),
+        (make_model, {"validation": 2.0}, ValueError, "validation=2.0"),
+        (make_model, {"guide": AutoNormal}, ValueError, "no prior"),
+    ],
+)
+def test_bad_input_is_named(make, options, error, message):
+    with pytest.raises(error, match=message):
+        run(make, **options)
+
+
+def test_one_model_given_twice_is_refused():
+    model = make_model(0)
+    with pytest.raises(ValueError, match="twice"):
+        run(lambda seed: model)
