@@ -331,6 +331,26 @@ def test_steps_of_every_family_are_captured(family, eager_costs_nothing):
     assert math.isfinite(fit.best_nll)
 
 
+@pytest.mark.parametrize("options", [{}, {"warm_up": 0.5}, {"temperature": 0.5}])
+def test_a_guide_whose_divergence_comes_into_force_is_captured(
+    options, eager_costs_nothing, monkeypatch
+):
+    """The weight of the divergence changes from step to step: a graph must read it, not hold it."""
+
+    def run():
+        problem = pa.datasets.inverse_sinusoid(200, seed=0)
+        model = pa.MDN(
+            pa.networks.MLP(1, hidden=(8,)), pa.MixtureHead(8, 3), prior=dist.Normal(0.0, 1.0)
+        )
+        options_ = {"max_steps": 40, "progress": False, "guide": AutoNormal, **options}
+        return pa.fit(model, problem.x, problem.y, **options_).weights(3)
+
+    captured = run()
+    monkeypatch.setattr(program, "CAPTURE", math.inf)
+    eager = run()
+    assert all(torch.equal(captured[name], eager[name]) for name in eager)
+
+
 def test_a_graph_that_gives_something_else_is_refused(eager_costs_nothing):
     calls = Program(
         lambda x: x * 2,
