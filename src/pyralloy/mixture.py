@@ -333,8 +333,13 @@ class Mixture(MixtureMeasures):
         y = self._values("y", y)
         shape = broadcast_shapes(y.shape, self.batch_shape)
         y = y.to(torch.float64).expand(shape).reshape(-1)
+        halves, far = [], []
+        for part, table in self._tables(self.batch_shape, torch.float64):
+            halves.append(table.dispersion())
+            if shape == self.batch_shape:
+                far.append(table.distance(y[part]))
         # The dispersion does not depend on y: once a row, however many y are scored there.
-        own = self._table(self.batch_shape, torch.float64)
-        every = own if shape == self.batch_shape else self._table(shape, torch.float64)
-        dispersion = own.dispersion().reshape(self.batch_shape)
-        return (every.distance(y).reshape(shape) - dispersion).to(self.dtype)
+        if shape != self.batch_shape:
+            far = [t.distance(y[part]) for part, t in self._tables(shape, torch.float64)]
+        dispersion = torch.cat(halves).reshape(self.batch_shape)
+        return (torch.cat(far).reshape(shape) - dispersion).to(self.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -15,6 +16,9 @@ from pyralloy.sampling import draw
 from pyralloy.table import Table
 
 __all__ = ["MixtureParts"]
+
+#: Elements (rows x components) of the parts of a large batch that are made wide in turn.
+PART = 1 << 20
 
 
 class MixtureParts(dist.MixtureSameFamily):
@@ -164,11 +168,23 @@ class MixtureParts(dist.MixtureSameFamily):
 
     def _table(self, shape: torch.Size, dtype: torch.dtype | None = None) -> Table:
         """Flatten into one row for each element of ``shape``, to which the batch broadcasts."""
+        ((_, table),) = self._tables(shape, dtype, max(1, shape.numel()))
+        return table
+
+    def _tables(
+        self, shape: torch.Size, dtype: torch.dtype | None = None, rows: int | None = None
+    ) -> Iterator[tuple[slice, Table]]:
+        """Give :meth:`_table` in parts of some rows: a wide copy of all need not be there at once."""
         count, wide = self.num_components, self.expand(shape)
-        dtype = dtype or self.dtype
-        components = map_parameters(
-            wide.components, lambda p: p.to(dtype).expand(*shape, count).reshape(-1, count), 0
-        )
-        # Once, in the dtype of the answer: the weights then sum to one in it.
-        weights = torch.softmax(wide.mixture_distribution.logits.to(dtype), -1)
-        return Table(weights.expand(*shape, count).reshape(-1, count), components)
+        dtype, rows = dtype or self.dtype, rows or max(1, PART // count)
+
+        def flat(p: Tensor) -> Tensor:
+            return p.expand(*shape, count).reshape(-1, count)
+
+        logits = flat(wide.mixture_distribution.logits)
+        components = map_parameters(wide.components, flat, 0)
+        for start in range(0, max(1, shape.numel()), rows):
+            part = slice(start, start + rows)
+            own = map_parameters(components, lambda p, part=part: p[part].to(dtype), 0)
+            # In the dtype of the answer: the weights then sum to one in it.
+            yield part, Table(torch.softmax(logits[part].to(dtype), -1), own)
