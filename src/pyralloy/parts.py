@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor
 
-from pyralloy.checks import beside, require_components
+from pyralloy.checks import beside, broadcast_shapes, require_components
 from pyralloy.families import base_of, kind_of, map_components, map_parameters
 from pyralloy.sampling import draw
 from pyralloy.table import Table
@@ -165,6 +165,37 @@ class MixtureParts(dist.MixtureSameFamily):
 
     def _values(self, name: str, values: Any) -> Tensor:
         return beside(name, values, self.batch_shape, self.logits)
+
+    def _over_rows(
+        self, function: Callable[[Tensor, Any, Tensor], Tensor], y: Tensor
+    ) -> Tensor:
+        """Evaluate ``function(logits, components, y)`` for a scalar y.
+
+        In parts, where so much is asked that memory counts and no gradient needs it all.
+        """
+        count, shape = self.num_components, broadcast_shapes(y.shape, self.batch_shape)
+        logits, components = self.mixture_distribution.logits, self.components
+        given = (y, logits, *kind_of(components).values(components))
+        traced = torch.is_grad_enabled() and any(v.requires_grad for v in given)
+        if traced or shape.numel() * count <= 4 * PART:
+            return function(logits, components, y)
+        if len(shape) > len(self.batch_shape):
+            y = y.expand(shape)
+            if len(y) == 1:
+                return self._over_rows(function, y[0])[None]
+            parts = y.split(max(1, 4 * PART * len(y) // (shape.numel() * count)))
+            return torch.cat([self._over_rows(function, part) for part in parts])
+
+        def flat(p: Tensor) -> Tensor:
+            return p.expand(*shape, count).reshape(-1, count)
+
+        logits, y = flat(logits), y.expand(shape).reshape(-1)
+        components, parts = map_parameters(self.expand(shape).components, flat, 0), []
+        for start in range(0, len(y), max(1, PART // count)):
+            rows = slice(start, start + max(1, PART // count))
+            own = map_parameters(components, lambda p, rows=rows: p[rows], 0)
+            parts.append(function(logits[rows], own, y[rows]))
+        return torch.cat(parts).reshape(shape)
 
     def _table(self, shape: torch.Size, dtype: torch.dtype | None = None) -> Table:
         """Flatten into one row for each element of ``shape``, to which the batch broadcasts."""
