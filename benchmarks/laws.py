@@ -335,7 +335,8 @@ def write_rst(path, table, draws):
         "(2, 3), with spreads over eight decades. A cell is the largest error seen in float64 and,",
         "behind a bar, in float32, whose answers are compared with those of float64 for the same",
         "parameters. Where one float of y moves the cdf by more than the bound on a quantile's",
-        f"error, {QUANTILE:.0e} of u and in float32 {QUANTILE32:.0e}, that is the bound instead.", "",
+        f"error, {QUANTILE:.0e} of u and in float32 {QUANTILE32:.0e}, that is the bound instead.",
+        "",
         ".. list-table::", "   :header-rows: 1", "",
         *[f"   {'* -' if i == 0 else '  -'} {title}"
           for i, title in enumerate(["family", *(law.title for law in LAWS)])],

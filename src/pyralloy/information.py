@@ -98,7 +98,7 @@ def _sides(component: Any, table: Table) -> list[tuple[Table, Tensor | None]]:  
 
 @_sides.register
 def _(component: IntervalBeta, table: Table) -> list[tuple[Table, Tensor | None]]:
-    """Move either end to 0 in turn: near it floats are close enough for a pole, and nowhere else."""
+    """Move either end to 0 in turn: only there do floats lie close enough for a pole."""
     (low, high), family = (end[:, None] for end in table.support()), table.family
     one, until = torch.ones_like(low), ((high - low) / 2)[:, 0]
     moved = ((-low, one), (high, -one))

@@ -166,9 +166,7 @@ class MixtureParts(dist.MixtureSameFamily):
     def _values(self, name: str, values: Any) -> Tensor:
         return beside(name, values, self.batch_shape, self.logits)
 
-    def _over_rows(
-        self, function: Callable[[Tensor, Any, Tensor], Tensor], y: Tensor
-    ) -> Tensor:
+    def _over_rows(self, function: Callable[[Tensor, Any, Tensor], Tensor], y: Tensor) -> Tensor:
         """Evaluate ``function(logits, components, y)`` for a scalar y.
 
         In parts, where so much is asked that memory counts and no gradient needs it all.
@@ -205,7 +203,7 @@ class MixtureParts(dist.MixtureSameFamily):
     def _tables(
         self, shape: torch.Size, dtype: torch.dtype | None = None, rows: int | None = None
     ) -> Iterator[tuple[slice, Table]]:
-        """Give :meth:`_table` in parts of some rows: a wide copy of all need not be there at once."""
+        """Give :meth:`_table` in parts of some rows: no wide copy of all is there at once."""
         count, wide = self.num_components, self.expand(shape)
         dtype, rows = dtype or self.dtype, rows or max(1, PART // count)
 
