@@ -91,7 +91,11 @@ def test_quantile_inverts_cdf_to_the_precision_of_the_dtype(seed, count, batch, 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [F32, F64])
 def test_quantiles_of_a_hundred_thousand_mixtures_are_right_to_the_last(dtype):
-    """In float32 up to the two floats beside the answer, between which a needle may hold more."""
+    """Of each one |F(q) - u| <= 1e-9, in float32 2e-6, or what one float of y holds if more.
+
+    A component of scale 0.01 at 30 has 1/5,000 of a scale between two floats of float32, which is
+    up to 8e-5 of its mass: no float32 has its quantiles to 2e-6, however exact the method.
+    """
     levels = torch.tensor([1e-6, 1e-3, 0.05, 0.31, 0.5, 0.84, 0.99, 1 - 1e-6], dtype=dtype)
     u, bound = levels.to(F64)[:, None], 2e-6 if dtype == F32 else 1e-9
     for count in range(1, 21):
@@ -100,9 +104,13 @@ def test_quantiles_of_a_hundred_thousand_mixtures_are_right_to_the_last(dtype):
             components = dist.Normal(m.components.loc * spread / 30.0, m.components.scale)
             m = Mixture(dist.Categorical(logits=m.logits), components).to(dtype)
             q, wide = m.quantile(levels), m.to(F64)
-            beside = [q.nextafter(q.new_tensor(end)).to(F64) for end in (-math.inf, math.inf)]
-            low, high = (wide.cdf(y if dtype == F32 else q) for y in beside)
-            assert float((low - u).max()) <= bound and float((u - high).max()) <= bound
+            there = wide.cdf(q.to(F64))
+            allowed = torch.full_like(there, bound)
+            if dtype == F32:
+                beside = [q.nextafter(q.new_tensor(end)).to(F64) for end in (-math.inf, math.inf)]
+                allowed = torch.stack([allowed, *((wide.cdf(y) - there).abs() for y in beside)])
+                allowed = allowed.amax(0)
+            assert bool(((there - u).abs() <= allowed).all())
 
 
 @pytest.mark.parametrize(("given_as", "dtype"), [(F32, F64), (F64, F32)])

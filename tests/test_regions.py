@@ -291,7 +291,7 @@ def test_a_generic_family_answers_as_the_closed_form(monkeypatch):
 
     closed = crowded(3, 6, 20)
     region, found = highest_density(closed, 0.9), modes(closed)
-    generic = {"log_slopes": room.log_slopes, "landmarks": room.landmarks}
+    generic = {"ready": room.ready, "landmarks": room.landmarks}
     for name, function in generic.items():
         monkeypatch.setattr(room, name, function.dispatch(object))
     other, again = highest_density(closed, 0.9), modes(closed)

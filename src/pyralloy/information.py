@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import singledispatch
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from pyralloy.families.bounded import IntervalBeta
 from pyralloy.integers import integer_entropy
 from pyralloy.table import Table
 
@@ -80,8 +84,32 @@ def entropy(table: Table) -> Tensor:
 
 
 def _entropy(table: Table) -> Tensor:
+    return sum(
+        (_integral(side, until) for side, until in _sides(table.components, table)),
+        torch.zeros_like(table.weights[:, 0]),
+    )
+
+
+@singledispatch
+def _sides(component: Any, table: Table) -> list[tuple[Table, Tensor | None]]:  # noqa: ARG001
+    """Give tables, and up to where in y to integrate them; None for all."""
+    return [(table, None)]
+
+
+@_sides.register
+def _(component: IntervalBeta, table: Table) -> list[tuple[Table, Tensor | None]]:
+    """Move either end to 0 in turn: only there do floats lie close enough for a pole."""
+    (low, high), family = (end[:, None] for end in table.support()), table.family
+    one, until = torch.ones_like(low), ((high - low) / 2)[:, 0]
+    moved = ((-low, one), (high, -one))
+    return [(Table(table.weights, family.affine(component, *way)), until) for way in moved]
+
+
+def _integral(table: Table, until: Tensor | None) -> Tensor:
     # Quantiles count from the cut of a circle, and may lie far from a component's bulk.
     cuts = table.landmarks() if table.family.support.circular else _quantiles(table)
+    if until is not None:
+        cuts = torch.cat([torch.minimum(cuts, until[:, None]), until[:, None]], -1)
     cuts = cuts.sort(-1).values  # (M, P)
     total = torch.zeros_like(cuts[:, 0])
     rows = torch.arange(len(table), device=cuts.device)[:, None].expand(-1, cuts.shape[1] - 1)

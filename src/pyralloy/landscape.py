@@ -51,13 +51,15 @@ def landscape(table: Table) -> Landscape:
     y = y.clamp(inner_low[:, None], inner_high[:, None]).sort(-1).values
     slopes = table.slopes(y)
     rows, where, top = _stationary(table, y, slopes.first, slopes.second)
-    found = torch.stack([where, table.take(rows).log_prob(where)], -1)  # (Q, 2)
+    found = torch.stack([where, table.slopes_at(rows, where).value], -1)  # (Q, 2)
     points = torch.stack([y, slopes.value], -1)  # (M, P, 2)
     ends, edges, edge_rows = [], [], []
     for end, near, i in ((low, inner_low, 0), (high, inner_high, -1)):
         bounded, fall = end.isfinite(), slopes.first[:, i] * (1 if i else -1)
         at = torch.where(bounded, end, y[:, i])
-        value = torch.where(bounded, table.limit(at, near), points[:, i, 1])
+        value = points[:, i, 1]
+        if bool(bounded.any()):
+            value = torch.where(bounded, table.limit(at, near), value)
         ends.append(torch.stack([at, value], -1)[:, None])
         # A circle has no ends, though it is cut.
         edge = bounded & (not table.family.support.circular)
@@ -89,7 +91,8 @@ class _Cells(NamedTuple):
     second_b: Tensor
 
     def pick(self, mask: Tensor) -> _Cells:
-        return _Cells(*(v[mask] for v in self))
+        where = mask.flatten().nonzero()[:, 0]
+        return _Cells(*(v.reshape(-1).index_select(0, where) for v in self))
 
     def turning(self) -> Tensor:
         """Tell where the slope changes sign."""
@@ -129,14 +132,15 @@ def _stationary(
         if cells.rows.numel() == 0:
             break
         middle = (cells.a + cells.b) / 2
-        at = table.take(cells.rows).slopes(middle[:, None])
-        m1, m2 = at.first[:, 0], at.second[:, 0]
+        at = table.slopes_at(cells.rows, middle)
+        m1, m2 = at.first, at.second
         left = cells._replace(b=middle, first_b=m1, second_b=m2)
         right = cells._replace(a=middle, first_a=m1, second_a=m2)
         cells = _Cells(*(torch.cat(pair) for pair in zip(left, right, strict=True)))
     cells = _Cells(*(torch.cat(many) for many in zip(*sure, strict=True)))
-    cells = cells.pick(cells.a.argsort())
-    cells = cells.pick(cells.rows.argsort(stable=True))
-    top, mine = cells.first_a > 0, table.take(cells.rows)
-    where = mine.turning((cells.a, cells.b), (cells.first_a, cells.first_b))
+    order = cells.a.argsort()
+    order = order[cells.rows[order].argsort(stable=True)]
+    cells = _Cells(*(v.index_select(0, order) for v in cells))
+    top, ends = cells.first_a > 0, (cells.a, cells.b)
+    where = table.turning(cells.rows, ends, (cells.first_a, cells.first_b))
     return cells.rows, where, top

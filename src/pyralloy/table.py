@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import singledispatch
-from typing import Any, NamedTuple
+from functools import cached_property, singledispatch
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributions as td
 
-from pyralloy.checks import broadcast_shapes
 from pyralloy.families import Family, family_of, map_parameters, wrap
 from pyralloy.normal_quantiles import normal_quantiles
 from pyralloy.numerics import invert_monotone
+from pyralloy.slopes import Slopes, ready
 
 __all__ = ["Table"]
 
@@ -28,14 +28,6 @@ UNITS = (0.03, 0.57, 1.13, 1.79, 2.57, 3.73, 5.53, 9.03)
 #: How far from a threshold the log density may be where it crosses, and how much mass may lie
 #: between; and a bound on the steps, of which 3 to 6 are usual.
 CROSSING_TOLERANCE, MAX_STEPS = 1e-11, 200
-
-
-class Slopes(NamedTuple):
-    """A log density with its first and second derivative in y, all of one shape."""
-
-    value: Tensor
-    first: Tensor
-    second: Tensor
 
 
 @dataclass(frozen=True)
@@ -96,36 +88,35 @@ class Table:
 
         Scaled by ``p``, the slope keeps its sign where the density itself underflows.
         """
-        points, count = y.shape[1], self.weights.shape[1]
-        if points == 1:
-            return self._slopes_at(y)
+        points, (mixed, values) = y.shape[1], self.ready
         # Components lead, (K, M, P): sums over them then run along whole vectors.
-        log_weights = self.weights.log().T[..., None].contiguous()
-        components = map_parameters(self.components, lambda p: p.T[..., None].contiguous(), 0)
+        values = [v.T[..., None].contiguous() for v in values]
         result = Slopes(*(torch.empty_like(y) for _ in range(3)))
-        across = max(1, CHUNK // count)
+        across = max(1, CHUNK // self.weights.shape[1])
         down = max(1, across // max(points, 1))
         for top in range(0, len(self), down):
             rows = slice(top, top + down)
-            part = map_parameters(components, lambda p, rows=rows: p[:, rows], 0)
             for left in range(0, points, across):
                 where = (rows, slice(left, left + across))
-                found = _mix(log_weights[:, rows], log_slopes(part, y[where]), 0)
+                found = mixed([v[:, rows] for v in values], y[where], 0)
                 for whole, piece in zip(result, found, strict=True):
                     whole[where] = piece
         return result
 
-    def _slopes_at(self, y: Tensor) -> Slopes:
-        """Evaluate :meth:`slopes` at one point a row, (M, 1): the rows may stay as they lie."""
+    def slopes_at(self, rows: Tensor, y: Tensor) -> Slopes:
+        """Evaluate :meth:`slopes` at one point ``y`` (Q,) of each of ``rows`` (Q,)."""
+        mixed, values = self.ready
+        step = max(1, CHUNK // self.weights.shape[1])
         found = [
-            _mix(part.weights.log(), log_slopes(part.components, at), 1)
-            for part, at in (
-                (self.take(rows), y[rows]) for rows in self.chunks(self.weights.shape[1])
-            )
+            mixed([v.index_select(0, part) for v in values], at[:, None], 1)
+            for part, at in zip(rows.split(step), y.split(step), strict=True)
         ]
-        if not found:
-            return Slopes(y, y, y)
-        return Slopes(*(torch.cat(values)[:, None] for values in zip(*found, strict=True)))
+        return Slopes(*(torch.cat(v) for v in zip(*found, strict=True)))
+
+    @cached_property
+    def ready(self) -> tuple[Callable[[list[Tensor], Tensor, int], Slopes], list[Tensor]]:
+        """What :meth:`slopes` is made of: a function, and what it is given of components (M, K)."""
+        return ready(self.components, self.weights.log())
 
     def support(self) -> tuple[Tensor, Tensor]:
         """Give the ends of the support, (M,) each, infinite where there is none."""
@@ -146,6 +137,7 @@ class Table:
 
     def crossing(
         self,
+        rows: Tensor,
         t: Tensor,
         ends: tuple[Tensor, Tensor],
         values: tuple[Tensor, Tensor],
@@ -156,45 +148,49 @@ class Table:
         Newton's method, halving the bracket where a step would leave it or gains too little.
 
         Args:
-            t: Log densities to reach, shape (M,).
-            ends: The brackets, (M,) each; one of no width is its own answer.
+            rows: Whose density is meant, shape (Q,).
+            t: Log densities to reach, shape (Q,).
+            ends: The brackets, (Q,) each; one of no width is its own answer.
             values: Log densities at the ends.
-            guess: Where to start, (M,); interpolated where that is outside or NaN.
+            guess: Where to start, (Q,); interpolated where that is outside or NaN.
 
         Returns:
-            The solutions and the slopes of the log density there, (M,) each; the slope is infinite
+            The solutions and the slopes of the log density there, (Q,) each; the slope is infinite
             where the bracket has no width.
         """
         (a, b), rise = ends, values[1] - values[0]
         chord = a + (b - a) * ((t - values[0]) / rise)
         guess = torch.where((guess > a) & (guess < b), guess, chord)
 
-        def gap(y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            at = self.among(rows).slopes(y[:, None])
-            gap, slope = at.value[:, 0] - t[rows], at.first[:, 0]
-            left_over = (at.second[:, 0] / 2 * (gap / slope).square()).abs()
-            mass = left_over / slope.abs() * t[rows].exp()
+        def gap(y: Tensor, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            at, goal = self.slopes_at(rows[which], y), t[which]
+            gap, slope = at.value - goal, at.first
+            left_over = (at.second / 2 * (gap / slope).square()).abs()
+            mass = left_over / slope.abs() * goal.exp()
             return gap, slope, torch.maximum(left_over, mass) <= CROSSING_TOLERANCE
 
         return newton(gap, ends, guess, rise > 0)
 
-    def turning(self, ends: tuple[Tensor, Tensor], slopes: tuple[Tensor, Tensor]) -> Tensor:
+    def turning(
+        self, rows: Tensor, ends: tuple[Tensor, Tensor], slopes: tuple[Tensor, Tensor]
+    ) -> Tensor:
         """Solve ``(log p)'(y) = 0`` in brackets.
 
         Args:
-            ends: The brackets, (M,) each.
+            rows: Whose density is meant, shape (Q,).
+            ends: The brackets, (Q,) each.
             slopes: Slopes of the log density at the ends, of opposite signs.
 
         Returns:
-            The solutions, (M,).
+            The solutions, (Q,).
         """
         (a, b), (first_a, first_b) = ends, slopes
         resolution = 1e-6 * (b - a)  # of a step, and so the square of it after the step
 
-        def slope(y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            at = self.among(rows).slopes(y[:, None])
-            first, second = at.first[:, 0], at.second[:, 0]
-            return first, second, (first / second).abs() <= resolution[rows]
+        def slope(y: Tensor, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            at = self.slopes_at(rows[which], y)
+            close = (at.first / at.second).abs() <= resolution[which]
+            return at.first, at.second, close
 
         return newton(slope, ends, a + (b - a) * (first_a / (first_a - first_b)), first_b > 0)[0]
 
@@ -267,56 +263,13 @@ def newton(
         narrow = b - a <= 4 * torch.finfo(y.dtype).eps * torch.maximum(a.abs(), b.abs())
         y = torch.where(safe, new, (a + b) / 2)
         keep = ~(near | narrow)
-        rows, a, b, y, rising, before = (v[keep] for v in (rows, a, b, y, rising, value.abs()))
+        left = keep.nonzero()[:, 0]
+        if len(left) < len(rows):
+            rows, a, b, y, rising, value = (
+                v.index_select(0, left) for v in (rows, a, b, y, rising, value)
+            )
+        before = value.abs()
     return root, rate
-
-
-@singledispatch
-def log_slopes(component: Any, y: Tensor) -> Slopes:
-    """Differentiate the log densities of components at ``y``, broadcastable, for any family."""
-    with torch.enable_grad():
-        shape = broadcast_shapes(y.shape, component.batch_shape)
-        y = y.detach().expand(shape).clone().requires_grad_()
-        value = component.log_prob(y)
-        (first,) = torch.autograd.grad(value.sum(), y, create_graph=True)
-        second = None
-        if first.requires_grad:
-            (second,) = torch.autograd.grad(first.sum(), y, allow_unused=True)
-    first, second = first.detach(), torch.zeros_like(y) if second is None else second.detach()
-    inside = component.support.check(y.detach()) & first.isfinite() & second.isfinite()
-    return Slopes(
-        torch.where(inside, value.detach(), -math.inf),
-        torch.where(inside, first, 0.0),
-        torch.where(inside, second, 0.0),
-    )
-
-
-@log_slopes.register
-def _(component: td.Normal, y: Tensor) -> Slopes:
-    rate = component.scale.reciprocal()
-    z = (component.loc - y) * rate
-    value = torch.addcmul(rate.log() - 0.5 * math.log(2 * math.pi), z, z, value=-0.5)
-    return Slopes(value, z.mul_(rate), -rate.square())
-
-
-@log_slopes.register
-def _(component: td.VonMises, y: Tensor) -> Slopes:
-    gap, rate = y - component.loc, component.concentration
-    return Slopes(component.log_prob(y), -rate * gap.sin(), -rate * gap.cos())
-
-
-def _mix(log_weights: Tensor, parts: Slopes, dim: int) -> Slopes:
-    """Combine components, which lie along ``dim``, into the mixture."""
-    terms = parts.value.add_(log_weights)
-    top = terms.amax(dim)
-    # Not below exp(-600): subnormal numbers are slow.
-    least = top.clamp_min(torch.finfo(top.dtype).min).unsqueeze(dim)
-    terms = terms.sub_(least).clamp_min_(-600.0).exp_()
-    total = terms.sum(dim)
-    first = terms * parts.first
-    mean = first.sum(dim) / total
-    second = (first.mul_(parts.first).sum(dim) + terms.mul_(parts.second).sum(dim)) / total
-    return Slopes(top + total.log(), mean, second - mean.square())
 
 
 @singledispatch

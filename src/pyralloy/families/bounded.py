@@ -146,13 +146,13 @@ class BetaFamily(Family):
 
     def cdf(self, component: Any, y: Tensor) -> Tensor:
         """Evaluate the cdf, the regularised incomplete beta function."""
-        x = ((y - component.low) / (component.high - component.low)).clamp(0.0, 1.0)
-        return betainc(component.concentration1, component.concentration0, x)
+        x, _ = _shares(component, y)
+        return betainc(component.concentration1, component.concentration0, x).to(y.dtype)
 
     def survival(self, component: Any, y: Tensor) -> Tensor:
         """Evaluate the upper tail, the same function with its arguments exchanged."""
-        rest = ((component.high - y) / (component.high - component.low)).clamp(0.0, 1.0)
-        return betainc(component.concentration0, component.concentration1, rest)
+        _, rest = _shares(component, y)
+        return betainc(component.concentration0, component.concentration1, rest).to(y.dtype)
 
     def inverse_survival(self, component: Any, s: Tensor) -> Tensor:
         """Evaluate the quantile function of the mirrored Beta."""
@@ -164,7 +164,7 @@ class BetaFamily(Family):
         a, b = component.concentration1, component.concentration0
         high = torch.full_like(u, 700.0)
         odds = invert_cdf(lambda w, a, b: betainc(a, b, w.sigmoid()), u, -high, high, a, b)
-        width, up = component.high - component.low, odds > 0
+        width, up = _width(component), odds > 0
         from_low = component.low + width * odds.sigmoid()
         y = torch.where(up, component.high - width * (-odds).sigmoid(), from_low)
         return torch.where(u == 0, component.low, torch.where(u == 1, component.high, y)).to(a)
@@ -185,13 +185,11 @@ class BetaFamily(Family):
             Jordan, A., Krüger, F., & Lerch, S. (2019). Evaluating probabilistic forecasts with
             scoringRules. Journal of Statistical Software 90. doi:10.18637/jss.v090.i12
         """
-        a, b, width = component.concentration1, component.concentration0, component.high
-        width = width - component.low
+        a, b = (v.to(torch.float64) for v in (component.concentration1, component.concentration0))
         beyond = (y - component.high).clamp_min(0.0) + (component.low - y).clamp_min(0.0)
-        x = ((y - component.low) / width).clamp(0.0, 1.0)
-        mean = a / (a + b)
+        x, mean = _shares(component, y)[0], a / (a + b)
         inside = distance_from_partial_mean(x, betainc(a, b, x), mean, mean * betainc(a + 1, b, x))
-        return beyond + width * inside
+        return (beyond + _width(component) * inside).to(y.dtype)
 
 
 class TruncatedNormal(TorchDistribution):
@@ -392,6 +390,20 @@ class TruncatedNormalFamily(Family):
 _LOG_CONCENTRATIONS = (math.log(0.5), math.log(1e4))
 #: Log-odds of the mode of a truncated normal within its interval: to 1/1000 of its ends.
 _MOST_ODDS = 7.0
+
+
+def _width(component: Any) -> Tensor:
+    return component.high.to(torch.float64) - component.low
+
+
+def _shares(component: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the distances to both ends over the width, in float64: near a pole few digits are few.
+
+    Their own dtype would round the width, and move what lies at the upper end.
+    """
+    wide, width = y.to(torch.float64), _width(component)
+    below, above = (wide - component.low) / width, (component.high - wide) / width
+    return below.clamp(0.0, 1.0), above.clamp(0.0, 1.0)
 
 
 def _interval(low: float, high: float) -> Support:

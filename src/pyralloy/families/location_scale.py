@@ -100,11 +100,15 @@ class NormalFamily(Family):
         # Of the variance; the least number keeps a pair of needles of one place from 0 / 0.
         double = 2 * scale.square() + torch.finfo(scale.dtype).tiny
         w_on, loc_on, double_on = (torch.cat([v, v[: count // 2]]) for v in (w, loc, double))
-        half, partner = count // 2, torch.zeros_like(w)
+        half, room = count // 2, _room(w, loc, double)
+        partner = torch.zeros_like(w)
         for shift in range(1, (count + 1) // 2):
             on = slice(shift, shift + count)
-            pairs = _expected_distance(loc_on[on] - loc, double_on[on] + double)
-            partner = torch.addcmul(partner, w_on[on], pairs)
+            gap = torch.sub(loc_on[on], loc, out=room[0])
+            both = torch.add(double_on[on], double, out=room[1])
+            pairs = _expected_distance(gap, both, room[2:])
+            sums = None if room[0] is None else partner
+            partner = torch.addcmul(partner, w_on[on], pairs, out=sums)
         total = total + add_up(w * partner)
         if count % 2 == 0:  # halfway round, where every pair would come twice
             pairs = _expected_distance(loc[half:] - loc[:half], double[half:] + double[:half])
@@ -318,10 +322,27 @@ def _expected_absolute(mean: Tensor, scale: Tensor) -> Tensor:
     return _expected_distance(mean, 2 * scale.square() + torch.finfo(scale.dtype).tiny)
 
 
-def _expected_distance(mean: Tensor, double: Tensor) -> Tensor:
-    """Evaluate ``E|N(mean, double / 2)|``, for ``double`` from 1e-300 to 1e300."""
-    width = double.sqrt()
+def _expected_distance(
+    mean: Tensor, double: Tensor, room: Sequence[Tensor | None] = (None, None, None)
+) -> Tensor:
+    """Evaluate ``E|N(mean, double / 2)|``, for ``double`` from 1e-300 to 1e300.
+
+    ``room`` is three tensors of the shape of the result to work in, one of which is returned.
+    """
+    first, second, third = room
+    rate = torch.rsqrt(double, out=first)
     # Beyond 26 widths the exponential is nothing, and underflow takes a slow path.
-    x = (mean / width).clamp(-26.0, 26.0)
-    density = x.square().neg().exp()
-    return torch.addcmul(mean * x.erf(), width, density, value=1.0 / math.sqrt(math.pi))
+    x = torch.clamp(torch.mul(mean, rate, out=second), -26.0, 26.0, out=second)
+    kernel = torch.exp(torch.neg(torch.square(x, out=third), out=third), out=third)
+    width = torch.mul(double, rate, out=first)
+    near = torch.mul(mean, torch.erf(x, out=second), out=second)
+    return torch.addcmul(near, width, kernel, value=1.0 / math.sqrt(math.pi), out=second)
+
+
+def _room(*given: Tensor) -> list[Tensor | None]:
+    """Give five tensors to work in: memory that comes anew costs a third of a pass over it.
+
+    Where a gradient is asked for, nothing may be overwritten: five times None.
+    """
+    asked = torch.is_grad_enabled() and any(v.requires_grad for v in given)
+    return [None if asked else torch.empty_like(given[0]) for _ in range(5)]

@@ -1,0 +1,101 @@
+"""Slopes of log densities: of components of any family, and of mixtures of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import singledispatch
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch import distributions as td
+
+from pyralloy.checks import broadcast_shapes
+from pyralloy.families import family_of
+
+__all__ = ["Slopes", "ready"]
+
+_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+
+
+class Slopes(NamedTuple):
+    """A log density with its first and second derivative in y, all of one shape."""
+
+    value: Tensor
+    first: Tensor
+    second: Tensor
+
+
+@singledispatch
+def log_slopes(component: Any, y: Tensor) -> Slopes:
+    """Differentiate the log densities of components at ``y``, broadcastable, for any family."""
+    with torch.enable_grad():
+        shape = broadcast_shapes(y.shape, component.batch_shape)
+        y = y.detach().expand(shape).clone().requires_grad_()
+        value = component.log_prob(y)
+        (first,) = torch.autograd.grad(value.sum(), y, create_graph=True)
+        second = None
+        if first.requires_grad:
+            (second,) = torch.autograd.grad(first.sum(), y, allow_unused=True)
+    first, second = first.detach(), torch.zeros_like(y) if second is None else second.detach()
+    inside = component.support.check(y.detach()) & first.isfinite() & second.isfinite()
+    return Slopes(
+        torch.where(inside, value.detach(), -math.inf),
+        torch.where(inside, first, 0.0),
+        torch.where(inside, second, 0.0),
+    )
+
+
+@log_slopes.register
+def _(component: td.VonMises, y: Tensor) -> Slopes:
+    gap, rate = y - component.loc, component.concentration
+    return Slopes(component.log_prob(y), -rate * gap.sin(), -rate * gap.cos())
+
+
+@singledispatch
+def ready(
+    component: Any, log_weights: Tensor
+) -> tuple[Callable[[list[Tensor], Tensor, int], Slopes], list[Tensor]]:
+    """Give what evaluates slopes of mixtures, and what it needs to know of components (M, K)."""
+    family = family_of(component)
+
+    def mixed(values: list[Tensor], y: Tensor, dim: int) -> Slopes:
+        parts = log_slopes(family.build(values[1:]), y)
+        terms, top = _shares(parts.value.add_(values[0]), dim)
+        return _mix(terms, top, parts, dim)
+
+    return mixed, [log_weights, *family.values(component)]
+
+
+@ready.register
+def _(
+    component: td.Normal, log_weights: Tensor
+) -> tuple[Callable[[list[Tensor], Tensor, int], Slopes], list[Tensor]]:
+    rate = component.scale.reciprocal()
+    return _mixed_normals, [log_weights + (rate.log() - _LOG_SQRT_2PI), component.loc, rate]
+
+
+def _mixed_normals(values: list[Tensor], y: Tensor, dim: int) -> Slopes:
+    """Mix Normals of which the logs are taken already: there are as many as points are asked."""
+    height, loc, rate = values
+    z = (loc - y).mul_(rate)
+    terms, top = _shares(torch.addcmul(height, z, z, value=-0.5), dim)
+    return _mix(terms, top, Slopes(z, z.mul_(rate), -rate.square()), dim)
+
+
+def _shares(terms: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Give ``exp(terms - top)``, in place, and ``top``, the largest along ``dim``."""
+    top = terms.amax(dim)
+    # Not below exp(-600): subnormal numbers are slow.
+    least = top.clamp_min(torch.finfo(top.dtype).min).unsqueeze(dim)
+    return terms.sub_(least).clamp_min_(-600.0).exp_(), top
+
+
+def _mix(terms: Tensor, top: Tensor, parts: Slopes, dim: int) -> Slopes:
+    """Combine components, which lie along ``dim``, by their shares into the mixture."""
+    total = terms.sum(dim)
+    first = terms * parts.first
+    mean = first.sum(dim) / total
+    second = (first.mul_(parts.first).sum(dim) + terms.mul_(parts.second).sum(dim)) / total
+    return Slopes(top + total.log(), mean, second - mean.square())
