@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -88,7 +88,12 @@ class Verdict(NamedTuple):
 
 
 def settled(
-    fit: Fit, trained: Rows, held_out: Rows | None, *, returns: list[int], complete: bool
+    fit: Fit,
+    trained: Rows,
+    held_out: Rows | None,
+    *,
+    returns: Sequence[Sequence[int]],
+    complete: bool,
 ) -> Fit:
     """Give a fit whose model is no worse than a density that ignores x, with what is wrong with it.
 
@@ -102,7 +107,7 @@ def settled(
         fit: As the loop left it.
         trained: Standardised rows that were trained on.
         held_out: Standardised rows that were held out, or None.
-        returns: Steps from which the loop went back because something was not finite.
+        returns: Steps from which each run went back because something was not finite.
         complete: Whether the fit began anew and ended by itself.
 
     Returns:
@@ -115,12 +120,13 @@ def settled(
     found = [*_of_inputs(trained.x), *_of_targets(fit.model, trained.y)]
     if held_out is not None:
         found += _of_leaks(trained, held_out)
-    if returns:
-        found.append(
-            f"at {len(returns)} steps (the first {returns[0]}) a loss or a weight was not finite: "
-            f"the fit went on from finite weights at 1/{2 ** len(returns)} of the learning rate; "
-            "lower learning_rate, or look for outliers."
-        )
+    found += [
+        f"at {len(steps)} steps (the first {steps[0]}) a loss or a weight was not finite: "
+        f"the fit went on from finite weights at 1/{2 ** len(steps)} of the learning rate; "
+        "lower learning_rate, or look for outliers."
+        for steps in returns
+        if steps
+    ]
     if complete and fit.history.step[-1] >= TRIAL:
         fit, said = _against_marginal(fit, trained, held_out)
         found += said or _of_components(fit.model, trained)

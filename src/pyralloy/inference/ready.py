@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyralloy.inference.batches import Batches, BatchSource
-from pyralloy.inference.checkpoint import Files, Saving, layout
+from pyralloy.inference.checkpoint import Files, Rider, Saving, layout
 from pyralloy.inference.data import Data
 from pyralloy.inference.rows import Rows, standardised
 from pyralloy.inference.training import Plan
@@ -41,6 +41,7 @@ class Ready:
         data: What the fit was given.
         files: Where its state goes, and comes from.
         identity: What another fit must share to go on from its state.
+        riders: What rides along in its state beside what the loop and the batches have.
     """
 
     rows: Rows
@@ -49,6 +50,7 @@ class Ready:
     data: Data
     files: Files
     identity: dict[str, Any]
+    riders: Mapping[str, Rider] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -58,10 +60,11 @@ class Ready:
     def batches(self, model: MDN) -> tuple[BatchSource, Saving]:
         """Give minibatches from the first on, and where the state of their fit goes."""
         saving = self.files.saving(self.identity | self.plan.identity())
+        saving = replace(saving, riders=self.riders)
         if self.data.reading is None:
             return Batches(self.rows.tensors(), self.plan.batch_size, self.plan.seed), saving
         batches = self.data.reading.batches(model)
-        return batches, replace(saving, riders={"batches": batches})
+        return batches, replace(saving, riders={"batches": batches, **self.riders})
 
     def evaluation(self, model: MDN) -> Callable[[], float] | None:
         """Make the held-out loss: of standardised rows, through the plain network."""
