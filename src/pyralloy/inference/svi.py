@@ -287,9 +287,7 @@ def _concluded(
     model: MDN, ready: Ready, trace: Trace, before: Sequence[int] = (), *, complete: bool = False
 ) -> Fit:
     """Make the fit, and say what is wrong with it."""
-    fitted = Fit(
-        model, trace.history(), ready.plan.baseline, trace.best_step, trace.interrupted
-    )
+    fitted = Fit(model, trace.history(), ready.plan.baseline, trace.best_step, trace.interrupted)
     returns = (list(before), trace.returns)
     return settled(fitted, ready.rows, ready.held_out, returns=returns, complete=complete)
 
