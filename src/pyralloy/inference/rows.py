@@ -293,7 +293,7 @@ def standardised(model: MDN, rows: Rows, *, reuse: bool = False) -> Rows:
 
 
 def _room(values: Tensor, dtype: torch.dtype, *, reuse: bool) -> Tensor:
-    """Give a tensor of the shape of ``values``: in its memory, from the start, if it may and can."""
+    """Give room for as many numbers: in the memory of ``values``, from its start, where it can."""
     if not (reuse and values.is_contiguous() and values.element_size() >= dtype.itemsize):
         return torch.empty_like(values, dtype=dtype)
     return values.view(-1).view(dtype)[: values.numel()].view(values.shape)
