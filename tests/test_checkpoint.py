@@ -1,5 +1,6 @@
 """A fit that goes on from a checkpoint ends where it would have ended, to the bit."""
 
+import math
 import os
 import signal
 from datetime import timedelta
@@ -7,6 +8,7 @@ from datetime import timedelta
 import numpy as np
 import pytest
 import torch
+from pyro.infer.autoguide import AutoDelta, AutoLowRankMultivariateNormal, AutoNormal
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -15,6 +17,8 @@ import pyralloy as pa
 from pyralloy import archive
 from pyralloy.archive import Unreadable, digest
 from pyralloy.inference.checkpoint import Checkpoint, Place, restore
+from pyralloy.inference.diagnostics import FitWarning
+from pyralloy.inference.engine import Engine
 from pyralloy.inference.schedules import cosine
 
 PROBLEM, HELD = (pa.datasets.inverse_sinusoid(n, seed=s) for n, s in ((300, 0), (80, 3)))
@@ -156,6 +160,112 @@ def test_the_seconds_of_all_parts_are_counted(tmp_path):
     broken_off(60, checkpoint=path, checkpoint_every=1)
     seconds = run(resume=path).history.seconds
     assert bool((np.diff(seconds) >= 0).all())
+
+
+# -- guides: two runs -----------------------------------------------------------------------------
+
+GUIDES = [AutoNormal, AutoDelta, AutoLowRankMultivariateNormal]
+
+
+def guided(guide, **options):
+    options = {"model": noisy_prior_model(), "max_steps": 30, "start": 20} | options
+    return run(guide=guide, **options)
+
+
+def noisy_prior_model():
+    """Weights with a prior, weights without, statistics of batches, and dropout."""
+    made = noisy_model()
+    return pa.MDN(made.trunk, made.head, prior=pa.priors.LastLayer())
+
+
+def same_posterior(one, two):
+    drawn, again = one.weights(7, seed=3), two.weights(7, seed=3)
+    density, other = (fit.density(PROBLEM.x, 5) for fit in (one, two))
+    return (
+        same(one, two)
+        and (one.diagnostics, one.temperature) == (two.diagnostics, two.temperature)
+        and drawn.keys() == again.keys()
+        and all(torch.equal(drawn[n], again[n]) for n in drawn)
+        and torch.equal(density.log_prob(PROBLEM.y), other.log_prob(PROBLEM.y))
+    )
+
+
+def broken_off_in(which, at, monkeypatch, guide, **options):
+    """End a fit by an exception just after a state of one of its runs was written."""
+    write = Checkpoint.write
+
+    def stop(self, place, riders):
+        write(self, place, riders)
+        if (self.identity["run"], place.step) == (which, at):
+            raise Stopped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoint, "write", stop)
+        with pytest.raises(Stopped):
+            guided(guide, checkpoint_every=1, **options)
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_a_resumed_guide_ends_where_the_whole_one_does(guide, tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    whole = guided(guide)
+    assert (whole.posterior is None) == (guide is AutoDelta)
+    assert same_posterior(guided(guide, checkpoint=path, checkpoint_every=7), whole)
+    assert same_posterior(guided(guide, resume=path), whole)  # a finished fit is given back
+    for which, at in (("first", 5), ("first", 20), ("guide", 1), ("guide", 16), ("guide", 30)):
+        broken_off_in(which, at, monkeypatch, guide, checkpoint=path)
+        torch.manual_seed(at)  # the state of the process that goes on does not matter
+        assert same_posterior(guided(guide, resume=path), whole)
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_a_guide_may_be_broken_off_in_both_runs_and_under_all_terms(guide, tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    options = {"model": None, "temperature": 0.5, "warm_up": 0.4, "weights": W, "clip": 2.0}
+    prior = pa.priors.FanIn()
+
+    def fresh():
+        return {**options, "model": pa.MDN(make_model().trunk, pa.MixtureHead(12, 4), prior=prior)}
+
+    whole = guided(guide, **fresh())
+    broken_off_in("first", 11, monkeypatch, guide, checkpoint=path, **fresh())
+    broken_off_in("guide", 9, monkeypatch, guide, checkpoint=path, resume=path, **fresh())
+    assert same_posterior(guided(guide, resume=path, **fresh()), whole)
+
+
+def test_what_the_first_run_went_back_from_is_said_by_a_fit_resumed_in_the_second(
+    tmp_path, monkeypatch
+):
+    path, step = tmp_path / "a.safetensors", Engine.step
+
+    def failing(self, batch, learning_rate):
+        loss, calls[0] = step(self, batch, learning_rate), calls[0] + 1
+        return loss * math.nan if calls[0] == 9 else loss
+
+    calls = [0]
+    monkeypatch.setattr(Engine, "step", failing)
+    with pytest.warns(FitWarning, match="at 1 steps .the first 9. a loss"):
+        whole = guided(AutoNormal)
+    calls = [0]
+    broken_off_in("guide", 9, monkeypatch, AutoNormal, checkpoint=path)
+    with pytest.warns(FitWarning, match="at 1 steps .the first 9. a loss"):
+        assert same_posterior(guided(AutoNormal, resume=path), whole)
+
+
+@pytest.mark.parametrize(
+    ("guide", "options", "message"),
+    [
+        (AutoDelta, {}, "guide was guide AutoNormal and is guide AutoDelta"),
+        (AutoNormal, {"temperature": 0.5}, r"terms was \[1.0, .* and is \[0.5"),
+        (AutoNormal, {"start": 10}, r"terms was .*20.* and is .*10"),
+        (None, {"model": noisy_model(), "start": None}, "guide was .* and is absent"),
+    ],
+)
+def test_a_checkpoint_of_another_guide_is_refused(guide, options, message, tmp_path):
+    path = tmp_path / "a.safetensors"
+    guided(AutoNormal, checkpoint=path)
+    with pytest.raises(ValueError, match="is a checkpoint of another fit.*" + message):
+        guided(guide, resume=path, **options)
 
 
 # -- when it is written, and what -----------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Diagnostics name the fault and the remedy, and say nothing of a healthy fit."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -215,7 +216,9 @@ def test_a_loss_that_stays_nan_is_named_with_its_rows_and_the_model_is_finite():
 @pytest.mark.filterwarnings("ignore:Encountered NaN")
 def test_any_learning_rate_ends_with_a_finite_model():
     x, y, _ = data(400, 0)
-    assert (fit := run(x, y, learning_rate=1.0)).best_nll < fit.marginal + 0.05
+    with warnings.catch_warnings():  # such a rate may learn something, or nothing, which is said
+        warnings.simplefilter("ignore", FitWarning)
+        assert (fit := run(x, y, learning_rate=1.0)).best_nll < fit.marginal + 0.05
     with pytest.warns(FitWarning, match="now is the density"):
         fit = run(x, y, learning_rate=1e3)
     assert fit.best_nll < fit.marginal + 0.05
@@ -283,3 +286,55 @@ def test_few_normals_are_as_good_as_the_kernels(kind, count):
     excess = marginal_density(y).log_prob(fresh).mean() - few.log_prob(fresh).mean()
     assert float(excess) < 0.03
     assert float((few.mean - y.mean()).abs()) < 1e-8 * float(y.abs().max())
+
+
+# -- weights --------------------------------------------------------------------------------------
+
+
+def decided(x, y, held, weights, held_weights):
+    """Give the fit, and whether the marginal density took its place."""
+    options = {"validation": held if held_weights is None else (*held, held_weights)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FitWarning)
+        fit = run(x, y, weights=weights, batch_size=10_000, **options)
+    return fit, fit.best_step == 0
+
+
+@pytest.mark.parametrize("signal", [0.0, 1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_weight_of_two_decides_as_a_row_that_is_there_twice(signal, seed):
+    x, y, rng = data(300, seed)
+    y = y if signal else rng.normal(size=300)
+    often = np.where(np.arange(300) % 3 == 0, 2, 1)
+    trained, held = slice(0, 200), slice(200, 300)
+    twice = [np.repeat(v[part], often[part], 0) for part in (trained, held) for v in (x, y)]
+    _, fell = decided(x[trained], y[trained], (x[held], y[held]), often[trained], often[held])
+    _, too = decided(twice[0], twice[1], tuple(twice[2:]), None, None)
+    assert fell == too == (signal == 0.0)
+    same, _ = decided(
+        x[trained], y[trained], (x[held], y[held]), np.full(200, 2.0), np.full(100, 2.0)
+    )
+    plain, _ = decided(x[trained], y[trained], (x[held], y[held]), None, None)
+    assert same.best_step == plain.best_step and same.diagnostics == plain.diagnostics
+
+
+def test_rows_that_hardly_count_decide_nothing():
+    """Of 500 held-out rows 480 have next to no weight: what is learnt there is no evidence."""
+    x, y, rng = data(1000, 0)
+    held_x, held_y, _ = data(500, 1)
+    count = np.where(np.arange(500) < 20, 1.0, 1e-9)
+    held_y = np.where(count == 1.0, rng.permutation(held_y), held_y)
+    _, fell = decided(x, y, (held_x, held_y), None, None)
+    assert not fell
+    _, fell = decided(x, y, (held_x, held_y), np.ones(1000), count)
+    assert fell
+
+
+def test_the_density_in_place_of_a_weighted_fit_is_a_weighted_one():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2000, 2)), rng.normal(size=2000)
+    weights = np.exp(0.7 * y)  # tilted: a Normal about 0.7
+    with pytest.warns(FitWarning, match="now is the density"):
+        fit = run(x, y, weights=weights)
+    assert fit.best_step == 0
+    assert abs(float(fit.density(x[:1]).mean) - 0.7) < 0.15  # unweighted it is about 0

@@ -16,8 +16,10 @@ from sklearn.exceptions import DataConversionWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
 
 import pyralloy as pa
+from pyralloy.inference.schedules import cosine
 
 PROBLEM = pa.datasets.inverse_sinusoid(400, seed=0)
 X, Y = PROBLEM.x.numpy(), PROBLEM.y.numpy()
@@ -105,9 +107,14 @@ BAD_OPTIONS = [
         for value in (0, -1, 1.5, "5", True)
     ),
     *(("hidden", value) for value in ((0,), (-4,), (1.5,), ("64",), 64, "64")),
-    *((name, value) for name in ("activation", "family") for value in ("nope", None, 3)),
+    *(
+        (name, value)
+        for name in ("activation", "family", "schedule")
+        for value in ("nope", None, 3)
+    ),
     *(("learning_rate", value) for value in (0.0, -1.0, math.nan, "0.1")),
     *(("validation", value) for value in (0.0, 1.0, -0.5, "0.1", (X,))),
+    ("compile", "yes"),
     ("random_state", "zero"),
     ("random_state", -1),
 ]
@@ -210,3 +217,44 @@ def test_an_inference_that_is_unknown_is_refused():
         make(inference="bayes").fit(X, Y)
     with pytest.raises(ValueError, match="scale=-1"):
         make(inference="vi", prior_scale=-1).fit(X, Y)
+
+
+def test_weights_schedule_and_compilation_are_those_of_fit():
+    weights = np.random.default_rng(0).random(400) + 0.1
+    mdn = make(schedule="cosine", learning_rate=0.005).fit(X, Y, sample_weight=weights)
+    assert not np.array_equal(
+        mdn.predict(X), make(schedule="cosine", learning_rate=0.005).fit(X, Y).predict(X)
+    )
+    expected = pa.fit(
+        mdn._model(1, None, mdn._seed()),
+        X,
+        Y,
+        weights=weights,
+        schedule=cosine,
+        learning_rate=0.005,
+        max_steps=100,
+        seed=mdn._seed(),
+        progress=False,
+    )
+    assert np.array_equal(mdn.predict(X), expected.density(X).mean)
+    for inference in ("nuts", "laplace"):
+        with pytest.raises(ValueError, match="weights"):
+            make(inference=inference, max_steps=5).fit(X, Y, sample_weight=weights)
+
+
+#: What weights cannot promise: standardisation, batches and the rows held out are by rows.
+EXPECTED = {
+    f"check_sample_weight_equivalence_on_{kind}_data": "minibatches and held-out rows are of rows"
+    for kind in ("dense", "sparse")
+}
+
+
+@pytest.mark.slow
+def test_scikit_learns_own_checks_pass():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a dozen rows there is much to say
+        found = check_estimator(
+            pa.MDNRegressor(max_steps=60), on_fail=None, expected_failed_checks=EXPECTED
+        )
+    assert not [each for each in found if each["status"] == "failed"]
+    assert len(found) > 40

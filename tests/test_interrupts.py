@@ -13,9 +13,11 @@ import warnings
 
 import pytest
 import torch
+from pyro.infer.autoguide import AutoDelta, AutoLowRankMultivariateNormal, AutoNormal
 
 import pyralloy as pa
 from pyralloy.archive import digest
+from pyralloy.inference.engine import Engine
 
 PROBLEM = pa.datasets.inverse_sinusoid(200, seed=0)
 
@@ -27,7 +29,7 @@ def make_model(seed=0):
 
 
 def run(model=None, **options):
-    options = {"max_steps": 60, "progress": False} | options
+    options = {"max_steps": 45, "progress": False} | options  # a trial run, not judged
     return pa.fit(model or make_model(), PROBLEM.x, PROBLEM.y, **options)
 
 
@@ -62,9 +64,11 @@ def test_ctrl_c_before_the_first_step_is_heeded_too(monkeypatch):
 def interrupted_at_random(count, seed):
     """Interrupt fits at random moments; give how many were, and the fits."""
     whole, fits, generator = sha(run()), [], random.Random(seed)
-    start = time.perf_counter()
-    run(max_steps=150)
-    seconds = time.perf_counter() - start
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        start = time.perf_counter()
+        run(max_steps=150)
+        seconds = time.perf_counter() - start
     for number in range(count):
         timer = press_after(0.001 + generator.random() * seconds)
         with warnings.catch_warnings():
@@ -92,14 +96,47 @@ def test_five_hundred_interrupts_at_random_moments():
     assert len(set(steps)) > 100  # they came at different moments
 
 
+@pytest.mark.parametrize("guide", [AutoNormal, AutoDelta, AutoLowRankMultivariateNormal])
+@pytest.mark.parametrize("press_at", [30, 130])  # of 100 steps of the first run, and 150 in all
+def test_ctrl_c_in_either_run_of_a_guide_leaves_a_usable_fit(guide, press_at, monkeypatch):
+    calls, step = [], Engine.step
+
+    def pressed(self, batch, learning_rate):
+        calls.append(self.steps)
+        if len(calls) == press_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch, learning_rate)
+
+    def fit(**options):
+        model = make_model()
+        model = pa.MDN(model.trunk, model.head, prior=pa.priors.FanIn())
+        return run(model, guide=guide, max_steps=50, start=100, **options)
+
+    whole = fit()
+    monkeypatch.setattr(Engine, "step", pressed)
+    taken = press_at if press_at < 100 else press_at - 100
+    with pytest.warns(UserWarning, match=f"interrupted at step {taken} of"):
+        stopped = fit()
+    assert stopped.interrupted and len(calls) == press_at and stopped.model.prior is not None
+    density = stopped.density(PROBLEM.x, 5)
+    assert bool(density.log_prob(PROBLEM.y).isfinite().all())
+    assert (stopped.posterior is None) == (press_at < 100 or guide is AutoDelta)
+    assert all(p.requires_grad and p.grad is None for p in stopped.model.parameters())
+    again = fit()
+    assert sha(again) == sha(whole)  # the next fit in the process is right
+
+
 # -- kill -9 --------------------------------------------------------------------------------------
 
 #: How a fit differs, as arguments of ``pa.fit``: a row for every kind of guide.
-GUIDES = {"maximum likelihood": "{}"}
+GUIDES = {
+    "maximum likelihood": "{}",
+    "AutoNormal": "{'guide': pyro.infer.autoguide.AutoNormal, 'start': 100}",
+}
 
 DRIVER = """
     import json, os, random, signal, sys, time
-    import torch, pyralloy as pa
+    import pyro, torch, pyralloy as pa
     from pyralloy.archive import digest
 
     folder, count, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -109,13 +146,14 @@ DRIVER = """
     def run(path=None):
         torch.manual_seed(0)
         trunk = torch.nn.Sequential(pa.networks.MLP(1, (8,)), torch.nn.Dropout(0.1))
-        model = pa.MDN(trunk, pa.MixtureHead(8, 3))
+        prior = pa.priors.FanIn() if options else None
+        model = pa.MDN(trunk, pa.MixtureHead(8, 3), prior=prior)
         resume = path if path and os.path.exists(path) else None
         fit = pa.fit(
             model, problem.x, problem.y, max_steps=200, progress=False, seed=1,
             checkpoint=path, checkpoint_every=3, resume=resume, **options,
         )
-        return digest(fit.model.state_dict())
+        return digest(fit.model.state_dict() | fit.weights(5))
 
     def child(path):
         # A forked copy of this process, which has imported everything and trained nothing.

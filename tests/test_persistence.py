@@ -3,10 +3,25 @@
 import json
 import struct
 import threading
+import warnings
+from functools import partial
 
 import numpy as np
+import pyro
 import pytest
 import torch
+from pyro import distributions as dist
+from pyro.distributions.transforms import affine_autoregressive, iterated
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoLaplaceApproximation,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+    AutoNormalizingFlow,
+)
+from pyro.nn import PyroModule, PyroParam
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -15,6 +30,7 @@ import pyralloy as pa
 from pyralloy import archive
 from pyralloy.archive import Unreadable
 from pyralloy.families import BetaFamily, TruncatedNormalFamily
+from pyralloy.inference.diagnostics import FitWarning
 from pyralloy.persistence import describe, rebuild
 
 PROBLEM = pa.datasets.inverse_sinusoid(200, seed=0)
@@ -143,6 +159,219 @@ def test_saves_to_one_path_in_threads_leave_a_whole_file(tmp_path):
     assert any(same(state(again), state(f)) for f in fits)
 
 
+# -- posteriors -----------------------------------------------------------------------------------
+
+
+def bayesian(guide, prior=None, **options):
+    prior = prior or pa.priors.FanIn()
+    model = pa.MDN(pa.networks.MLP(1, hidden=(6,)), pa.MixtureHead(6, 3), prior=prior)
+    options = {"max_steps": 20, "progress": False} | options
+    return pa.fit(model, PROBLEM.x, PROBLEM.y, guide=guide, **options)
+
+
+def sampled(prior):
+    model = pa.MDN(pa.networks.MLP(1, hidden=(4,)), pa.MixtureHead(4, 2), prior=prior)
+    with warnings.catch_warnings():  # a dozen draws say little, and the fit says so
+        warnings.simplefilter("ignore")
+        options = {"warmup": 8, "draws": 12, "depth": 3, "start": 20, "progress": False}
+        return pa.nuts(model, PROBLEM.x[:40], PROBLEM.y[:40], **options)
+
+
+FITS = {
+    "ml": fitted,
+    "map": lambda: bayesian(AutoDelta),
+    "mean field": lambda: bayesian(AutoNormal, temperature=0.5),
+    "diagonal": lambda: bayesian(AutoDiagonalNormal),
+    "low rank": lambda: bayesian(AutoLowRankMultivariateNormal),
+    "full": lambda: bayesian(AutoMultivariateNormal),
+    "laplace": lambda: bayesian(AutoLaplaceApproximation, pa.priors.LastLayer()),
+    "scales": lambda: bayesian(AutoNormal, pa.priors.Hierarchical()),
+    "nuts": lambda: sampled(pa.priors.FanIn()),
+    "nuts of scales": lambda: sampled(pa.priors.Hierarchical()),
+}
+
+
+@pytest.mark.parametrize("kind", FITS)
+def test_a_loaded_posterior_answers_as_the_one_that_was_saved(kind, tmp_path):
+    fit, path = FITS[kind](), tmp_path / "a.safetensors"
+    fit.save(path)
+    again = pa.load(path)
+    assert type(again.posterior) is type(fit.posterior) and again.guide is None
+    one, two = again.weights(9, seed=2), fit.weights(9, seed=2)
+    assert same(one, two)
+    assert (not one) == (kind in {"ml", "map"})
+    assert list(one) == list(two)  # the order in which noise is dealt out
+    mine, theirs = again.density(PROBLEM.x, 7), fit.density(PROBLEM.x, 7)
+    assert torch.equal(mine.log_prob(PROBLEM.y), theirs.log_prob(PROBLEM.y))
+    levels = [0.05, 0.5, 0.95]
+    assert torch.equal(mine.quantile(levels), theirs.quantile(levels))
+    assert torch.equal(again.predictive(PROBLEM.x, 5), fit.predictive(PROBLEM.x, 5))
+    assert (again.temperature, again.diagnostics) == (fit.temperature, fit.diagnostics)
+    assert repr(again) == repr(fit) and repr(again.model.prior) == repr(fit.model.prior)
+    assert same(state(again), state(fit)) and np.array_equal(
+        again.history.train, fit.history.train, equal_nan=True
+    )
+    if fit.chains is not None:
+        for name, value in fit.chains._asdict().items():
+            found = getattr(again.chains, name)
+            assert torch.equal(found, value) if torch.is_tensor(value) else found == value
+    again.save(path)  # and what was loaded can be saved
+    assert same(pa.load(path).weights(9, seed=2), two)
+
+
+def test_what_looked_wrong_is_kept(tmp_path):
+    with pytest.warns(FitWarning, match="of the rows have y = -7"):
+        fit = fitted(y=PROBLEM.y.round())
+    fit.save(tmp_path / "a.safetensors")
+    assert pa.load(tmp_path / "a.safetensors").diagnostics == fit.diagnostics != ()
+
+
+PRIORS = {
+    "none": None,
+    "each": dist.Normal(0.0, 1.5),
+    "of doubles": dist.Normal(torch.zeros((), dtype=torch.float64), 0.1),
+    "heavy": dist.StudentT(3.0, 0.1, 2.0),
+    "wide": dist.Cauchy(0.0, 1.0),
+    "fan-in": pa.priors.FanIn(0.7),
+    "fan-in of t": pa.priors.FanIn(0.7, partial(dist.StudentT, 3.0)),
+    "hierarchical": pa.priors.Hierarchical(2.0, dist.Laplace),
+    "last layer": pa.priors.LastLayer(dist.Laplace(0.0, 0.3)),
+    "by name": pa.priors.ByName(
+        {"*.bias": None, "head.*": pa.priors.Hierarchical(), "*": dist.Normal(0, 1)}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PRIORS)
+def test_a_prior_is_made_anew(kind):
+    model = pa.MDN(pa.networks.MLP(1, hidden=(6,)), pa.MixtureHead(6, 3), prior=PRIORS[kind])
+    blueprint = json.loads(json.dumps(describe(model)))
+    again = rebuild(blueprint, model.state_dict())
+    assert describe(again) == blueprint and again.uncertain() == model.uncertain()
+    if model.prior is not None:
+        one, two = (m.prior_densities(PROBLEM.x, 3, seed=1) for m in (model, again))
+        assert torch.equal(one.log_prob(PROBLEM.y), two.log_prob(PROBLEM.y))
+
+
+class Wide(pa.priors.Prior):
+    def distributions(self, weights, scales):
+        return {
+            n: dist.Normal(0.0, 10.0).expand(w.shape).to_event(w.ndim) for n, w in weights.items()
+        }
+
+
+@pytest.mark.parametrize(
+    ("prior", "what"),
+    [
+        (Wide(), "prior is a Wide"),
+        (pa.priors.FanIn(kind=lambda m, s: dist.Normal(m, s)), "the prior's kind is <function"),
+        (pa.priors.ByName({"head.*": Wide()}), "prior is a Wide"),
+        (dist.MaskedDistribution(dist.Normal(0.0, 1.0), True), "prior is a Masked"),
+    ],
+)
+def test_a_prior_of_ones_own_has_no_blueprint(prior, what):
+    model = pa.MDN(pa.networks.MLP(1, hidden=(6,)), pa.MixtureHead(6, 3), prior=prior)
+    assert describe(model).startswith(what)
+
+
+def test_a_posterior_under_a_prior_of_ones_own_is_read_into_a_model(tmp_path):
+    fit, path = bayesian(AutoNormal, Wide()), tmp_path / "a.safetensors"
+    with pytest.warns(UserWarning, match=r"prior is a Wide.*model=model"):
+        fit.save(path)
+    mine = pa.MDN(pa.networks.MLP(1, hidden=(6,)), pa.MixtureHead(6, 3), prior=Wide())
+    assert same(pa.load(path, model=mine).weights(5), fit.weights(5))
+
+
+class Shifted(PyroModule):
+    """A guide of one's own: Normal weights about values that it learns."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.start = {n: w.detach().clone() for n, w in model.weights().items()}
+        for name, value in self.start.items():
+            setattr(self, name.replace(".", "_"), PyroParam(value))
+
+    def forward(self, x, y=None, weights=None, *, size=None, standard=False):
+        for name, value in self.start.items():
+            loc = getattr(self, name.replace(".", "_"))
+            pyro.sample(name, dist.Normal(loc, 0.01).to_event(value.ndim))
+
+
+@pytest.mark.parametrize(
+    ("guide", "what"),
+    [
+        (Shifted, "Replayed"),
+        (
+            partial(
+                AutoNormalizingFlow, init_transform_fn=partial(iterated, 1, affine_autoregressive)
+            ),
+            "Transformed",
+        ),
+    ],
+)
+def test_a_posterior_that_is_no_numbers_is_kept_as_draws_and_that_is_said(guide, what, tmp_path):
+    fit, path = bayesian(guide), tmp_path / "a.safetensors"
+    with pytest.warns(UserWarning, match=f"posterior is a {what}.* holds 50 draws"):
+        fit.save(path, draws=50)
+    again = pa.load(path)
+    kept = again.posterior.chains
+    assert same({n: v[0] for n, v in kept.items()}, fit.weights(50))
+    # All fifty are pooled, in another order: the same density up to rounding.
+    one, two = again.density(PROBLEM.x, 50), fit.density(PROBLEM.x, 50)
+    assert torch.allclose(one.log_prob(PROBLEM.y), two.log_prob(PROBLEM.y), rtol=1e-10, atol=1e-12)
+    again.save(path)
+    with pytest.raises((TypeError, ValueError), match="draws=0"):
+        again.save(path, draws=0)
+
+
+@pytest.mark.parametrize("kind", ["mean field", "full", "scales", "nuts"])
+def test_a_posterior_that_makes_no_sense_is_refused(kind, tmp_path):
+    path = tmp_path / "a.safetensors"
+    FITS[kind]().save(path)
+    original, refused = path.read_bytes(), 0
+
+    def site(notes, place, value):
+        if "sites" in notes["posterior"]:
+            notes["posterior"]["sites"][0][place] = value
+        else:
+            notes["posterior"] = {"form": "none"}
+
+    def cut(tensors, name):
+        first = next(n for n in tensors if n.startswith("posterior." + name))
+        tensors[first] = tensors[first][..., :-1].contiguous()
+
+    def widen(tensors, name):
+        first = next(n for n in tensors if n.startswith("posterior." + name))
+        tensors[first] = tensors[first].double()
+
+    name = "" if kind == "nuts" else "loc"
+    for change in (
+        lambda t, n: n["posterior"].update(form="gauss"),
+        lambda t, n: n["posterior"].update(form=["gaussian"]),
+        lambda t, n: n.update(posterior=3),
+        lambda t, n: n.update(chains={"r_hat": 1}),
+        lambda t, n: site(n, 0, "none"),
+        lambda t, n: site(n, 1, [-1, -18]),
+        lambda t, n: site(n, 1, [10**12]),
+        lambda t, n: site(n, 1, "ab"),
+        lambda t, n: site(n, 2, ["imaginary", 0]),
+        lambda t, n: site(n, 2, ["real", 99]),
+        lambda t, n: cut(t, name),
+        lambda t, n: widen(t, name),
+        lambda t, n: n["model"].update(prior={"rule": "none"}),
+        lambda t, n: n["model"].update(prior={"rule": "by_name", "priors": [["no.such", None]]}),
+        lambda t, n: n["model"].update(
+            prior={"rule": "fan_in", "scale": -1, "kind": "normal", "more": []}
+        ),
+    ):
+        reseal(path, change)
+        with pytest.raises(Unreadable):
+            pa.load(path)
+        refused += 1
+        path.write_bytes(original)
+    assert refused == 15
+
+
 # -- parts of one's own ---------------------------------------------------------------------------
 
 
@@ -171,7 +400,7 @@ def test_a_trunk_of_ones_own_is_filled_and_both_ends_say_so(tmp_path):
     ("model", "message"),
     [
         (lambda: pa.MDN(nn.Linear(1, 6), pa.MixtureHead(6, 3)), r"'trunk\.\w+.*' is only in the"),
-        (lambda: pa.MDN(pa.networks.MLP(1, (8, 6)), pa.MixtureHead(6, 4)), r"head.* is \(9,"),
+        (lambda: pa.MDN(pa.networks.MLP(1, (8, 6)), pa.MixtureHead(6, 4)), r"head.* is \(9, 6"),
         (lambda: pa.MDN(pa.networks.MLP(2, (8, 6)), pa.MixtureHead(6, 3)), r"trunk.* is \(8, 1\)"),
     ],
 )
@@ -208,9 +437,11 @@ def test_a_file_that_is_not_there_or_no_folder_to_write_to(saved, tmp_path):
         pa.load(saved[1], model=nn.Linear(1, 1))
 
 
-def test_every_flipped_bit_is_noticed(saved, tmp_path):
+@pytest.mark.parametrize("kind", ["ml", "low rank", "nuts"])
+def test_every_flipped_bit_is_noticed(kind, tmp_path):
     """Safetensors alone loads most of them in silence."""
-    _, path = saved
+    path = tmp_path / "fit.safetensors"
+    FITS[kind]().save(path)
     whole, bad = path.read_bytes(), tmp_path / "bad.safetensors"
     generator = np.random.default_rng(0)
     places = generator.choice(8 * len(whole), 1000, replace=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from pyralloy.families import FAMILIES
 from pyralloy.heads import MixtureHead
 from pyralloy.inference.fit import Fit
 from pyralloy.inference.mcmc import nuts
+from pyralloy.inference.schedules import constant, cosine, one_cycle
 from pyralloy.inference.svi import fit
 from pyralloy.mixture import Mixture
 from pyralloy.model import MDN
@@ -29,15 +30,23 @@ from pyralloy.priors import FanIn, LastLayer, Prior
 __all__ = ["MDNRegressor"]
 
 
+class Data(NamedTuple):
+    """What a fit is given: inputs, targets, and how much each row counts."""
+
+    X: Any
+    y: Any
+    weights: Any
+
+
 class Inference(NamedTuple):
     """A method of inference: the prior it takes, and how it runs."""
 
     prior: Callable[[Prior], Prior | None]
-    run: Callable[[Any, MDN, Any, Any, int], Fit]
+    run: Callable[[Any, MDN, Data, int], Fit]
 
 
-def _by_guide(guide: Any) -> Callable[[Any, MDN, Any, Any, int], Fit]:
-    return lambda regressor, model, X, y, seed: regressor._fit_guide(model, X, y, seed, guide)
+def _by_guide(guide: Any) -> Callable[[Any, MDN, Data, int], Fit]:
+    return lambda regressor, model, data, seed: regressor._fit_guide(model, data, seed, guide)
 
 
 def _none(_prior: Prior) -> None:
@@ -48,6 +57,9 @@ def _all(prior: Prior) -> Prior:
     return prior
 
 
+#: Schedules of the learning rate by the name that opens them at the door.
+SCHEDULES = {"one_cycle": one_cycle, "cosine": cosine, "constant": constant}
+
 #: Methods of inference by the name that opens them at the door.
 INFERENCE = {
     "ml": Inference(_none, _by_guide(None)),
@@ -55,7 +67,7 @@ INFERENCE = {
     "vi": Inference(_all, _by_guide(AutoNormal)),
     "laplace": Inference(LastLayer, _by_guide(AutoLaplaceApproximation)),
     "nuts": Inference(
-        _all, lambda regressor, model, X, y, seed: regressor._fit_chains(model, X, y, seed)
+        _all, lambda regressor, model, data, seed: regressor._fit_chains(model, data, seed)
     ),
 }
 
@@ -78,11 +90,13 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         prior_scale: Scale s of the prior, a Normal of deviation s / sqrt(fan-in) for weights and s
             for biases, where X and y are standardised; of no effect with ``"ml"``.
         draws: Draws of the weights that a prediction pools, and that ``"nuts"`` makes.
-        learning_rate: Peak of the one-cycle schedule.
+        learning_rate: Peak of the schedule.
+        schedule: Of the learning rate: ``"one_cycle"``, ``"cosine"`` or ``"constant"``.
         batch_size: Rows a step; None takes a sixteenth of the training rows, within 16 and 128.
         max_steps: Steps of the schedule.
         validation: Fraction of the rows held out to choose the weights, a pair ``(X, y)``, or None.
         patience: Evaluations without improvement (of 100) that end the fit; None runs all steps.
+        compile: How a step is run: False, True or ``"auto"``, as in :func:`pyralloy.fit`.
         device: Where to train and predict, for instance ``"cuda"``; None is the CPU.
         progress: Whether to show a progress bar.
         random_state: Seed: an int, a ``numpy.random.RandomState``, or None for fresh randomness.
@@ -118,10 +132,12 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         prior_scale: float = 1.0,
         draws: int = 100,
         learning_rate: float = 0.015,
+        schedule: str = "one_cycle",
         batch_size: int | None = None,
         max_steps: int = 1500,
         validation: float | tuple[Any, Any] | None = 0.1,
         patience: int | None = None,
+        compile: bool | Literal["auto"] = False,  # noqa: A002 - as torch spells it
         device: str | torch.device | None = None,
         progress: bool = False,
         random_state: int | np.random.RandomState | None = None,
@@ -135,20 +151,24 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         self.prior_scale = prior_scale
         self.draws = draws
         self.learning_rate = learning_rate
+        self.schedule = schedule
         self.batch_size = batch_size
         self.max_steps = max_steps
         self.validation = validation
         self.patience = patience
+        self.compile = compile
         self.device = device
         self.progress = progress
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any) -> MDNRegressor:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> MDNRegressor:
         """Fit to data.
 
         Args:
             X: Inputs, shape (N, F): array, tensor or data frame of numbers.
             y: Targets, shape (N,), or (N, D) for D dependent targets.
+            sample_weight: How much each row counts, shape (N,), not negative; None means all alike.
+                Not with ``"laplace"`` and ``"nuts"``.
 
         Returns:
             The regressor itself.
@@ -156,11 +176,11 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         Raises:
             KeyboardInterrupt: Ctrl-C; ``fit_`` then holds the best weights so far.
             TypeError: An argument of the wrong type; strings in y.
-            ValueError: NaN, infinity or no rows; lengths that differ; constant y; an argument out
-                of range.
+            ValueError: NaN, infinity or no rows; lengths that differ; constant y; complex y, or
+                none; an argument out of range.
         """
         self.__dict__.pop("fit_", None)  # a fit that fails leaves no older one behind
-        targets = as_values("y", y)
+        targets = as_values("y", _numbers(y))
         if targets.ndim == 2 and targets.shape[1] == 1:
             message = "y is a column, (N, 1); it is taken as (N,), of one scalar target."
             warnings.warn(message, DataConversionWarning, stacklevel=2)
@@ -170,7 +190,9 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             raise ValueError(f"y has shape {tuple(targets.shape)}: give (N,) or (N, D).")
         seed = self._seed()
         model = self._model(X.shape[1], targets.shape[1] if targets.ndim > 1 else None, seed)
-        self.fit_: Fit = INFERENCE[self.inference].run(self, model, X, targets, seed)
+        self.fit_: Fit = INFERENCE[self.inference].run(
+            self, model, Data(X, targets, sample_weight), seed
+        )
         if self.fit_.interrupted:
             # A search over many fits should stop here too; what was fitted is kept.
             raise KeyboardInterrupt("fit was interrupted; fit_ holds the best weights so far.")
@@ -255,6 +277,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             ("activation", self.activation, ACTIVATIONS),
             ("family", self.family, FAMILIES),
             ("inference", self.inference, INFERENCE),
+            ("schedule", self.schedule, SCHEDULES),
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r} is unknown: choose one of {sorted(known)}.")
@@ -282,29 +305,37 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             return validate_data(self, X, dtype=[np.float64, np.float32], reset=False), y
         return self.validation
 
-    def _fit_guide(self, model: MDN, X: Any, y: Any, seed: int, guide: Any) -> Fit:
+    def _fit_guide(self, model: MDN, data: Data, seed: int, guide: Any) -> Fit:
         """Fit by maximum likelihood, or with a guide."""
         return fit(
             model,
-            X,
-            y,
+            data.X,
+            data.y,
             guide=guide,
+            weights=data.weights,
             validation=self._validation(),
             patience=self.patience,
             seed=seed,
             learning_rate=self.learning_rate,
+            schedule=SCHEDULES[self.schedule],
+            compile=self.compile,
             batch_size=self.batch_size,
             max_steps=self.max_steps,
             progress=self.progress,
             device=self.device,
         )
 
-    def _fit_chains(self, model: MDN, X: Any, y: Any, seed: int) -> Fit:
+    def _fit_chains(self, model: MDN, data: Data, seed: int) -> Fit:
         """Draw ``draws`` weights by two chains, on all rows."""
+        if data.weights is not None:
+            raise ValueError(
+                f"sample_weight with inference={self.inference!r}: chains take each row once; "
+                "choose 'vi' for a posterior of weighted rows, or leave the weights out."
+            )
         return nuts(
             model,
-            X,
-            y,
+            data.X,
+            data.y,
             draws=max(4, -(-self.draws // 2)),
             chains=2,
             seed=seed,
@@ -325,3 +356,24 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
                 f"random_state={self.random_state!r}: give an integer of 0 or more, a "
                 "numpy.random.RandomState, or None."
             ) from error
+
+
+def _numbers(y: Any) -> Any:
+    """Give targets whose objects are numbers as numbers, as scikit-learn does.
+
+    Raises:
+        ValueError: None, or complex, in scikit-learn's words.
+    """
+    if y is None:
+        raise ValueError("MDNRegressor requires y to be passed, but the target y is None.")
+    if isinstance(y, torch.Tensor) or hasattr(y, "columns"):
+        return y
+    try:
+        array = np.asarray(y)
+        if array.dtype.kind == "c":
+            raise ValueError(f"Complex data not supported: y has dtype {array.dtype}.")
+        return array.astype(np.float64) if array.dtype.kind == "O" else y
+    except (TypeError, ValueError) as error:
+        if "Complex" in str(error):
+            raise
+        return y  # ragged, or of what is no number: refused by what checks it

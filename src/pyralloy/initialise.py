@@ -87,7 +87,8 @@ def place_components(head: MixtureHead, y: Tensor, generator: torch.Generator) -
     elif y.ndim == 1:
         levels = (torch.arange(count, dtype=y.dtype, device=y.device) + 0.5) / count
         loc = torch.quantile(y, levels)
-        scale = torch.full_like(loc, min(1.0, 3.4 / count))
+        # Narrower than a kernel estimate of so few rows, components would tell single rows apart.
+        scale = torch.full_like(loc, min(1.0, max(3.4 / count, 0.3 * len(y) ** -0.2)))
         if not head.family.support.shifts:
             scale = scale * y.std()  # such a y is not standardised, or only in part
     else:

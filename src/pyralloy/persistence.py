@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
+from pyro import distributions as dist
 from torch import Tensor, nn
 
 from pyralloy.archive import Unreadable
@@ -13,8 +15,21 @@ from pyralloy.families import FAMILIES, Family, JointFamily, LowRank, Product
 from pyralloy.heads import MixtureHead
 from pyralloy.model import MDN
 from pyralloy.networks import ACTIVATIONS, MLP
+from pyralloy.priors import ByName, Each, FanIn, Hierarchical, LastLayer, Prior
 
 __all__ = ["Unreadable", "describe", "fill", "rebuild"]
+
+
+#: What a blueprint that makes no sense raises where something is made of it.
+_SENSELESS = (
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RuntimeError,
+    OverflowError,
+    RecursionError,
+)
 
 
 class _NoBlueprint(Exception):
@@ -29,8 +44,8 @@ def describe(model: MDN) -> dict[str, Any] | str:
 
     Returns:
         What :func:`rebuild` takes; or, for parts of other classes than
-        :class:`~pyralloy.networks.MLP`, :class:`~pyralloy.MixtureHead` and the families of
-        pyralloy, which only their own code can make, a sentence that names the first of them.
+        :class:`~pyralloy.networks.MLP`, :class:`~pyralloy.MixtureHead` and the families and priors
+        of pyralloy, which only their own code can make, a sentence that names the first of them.
 
     Example:
         >>> describe(MDN(MLP(2, hidden=(8,)), MixtureHead(8, components=3)))["trunk"]
@@ -40,7 +55,11 @@ def describe(model: MDN) -> dict[str, Any] | str:
     """
     try:
         _require_exactly(model, MDN, "model")
-        return {"trunk": _describe_trunk(model.trunk), "head": _describe_head(model.head)}
+        return {
+            "trunk": _describe_trunk(model.trunk),
+            "head": _describe_head(model.head),
+            "prior": _describe_prior(model.prior),
+        }
     except _NoBlueprint as reason:
         return str(reason)
 
@@ -67,9 +86,17 @@ def rebuild(blueprint: Any, tensors: Mapping[str, Tensor]) -> MDN:
             raise Unreadable(f"the model has {len(hidden)} layers and {len(tensors)} tensors.")
         with torch.device("meta"):
             model = MDN(_trunk_of(**blueprint["trunk"]), _head_of(**blueprint["head"]))
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        prior = _prior_of(blueprint["prior"])
+    except _SENSELESS as error:
         raise Unreadable(f"the blueprint of the model makes no sense ({error}).") from error
     fill(model, tensors, assign=True)
+    model.prior = prior
+    try:
+        fits = prior is None or bool(model.uncertain())
+    except _SENSELESS as error:
+        raise Unreadable(f"the prior of the model makes no sense ({error}).") from error
+    if not fits:
+        raise Unreadable("the prior of the model is of none of its weights.")
     return model.eval()
 
 
@@ -170,3 +197,97 @@ def _family_of(name: str, interval: list[float] | None = None) -> Family:
         return FAMILIES[name]
     low, high = interval
     return type(FAMILIES[name])(low, high)  # pyright: ignore[reportCallIssue]
+
+
+# -- priors ---------------------------------------------------------------------------------------
+
+
+class _Rule(NamedTuple):
+    """How a prior is described, and made of its description."""
+
+    kind: type
+    describe: Callable[[Any], dict[str, Any]]
+    make: Callable[..., Prior]
+
+
+def _describe_prior(prior: Prior | None) -> dict[str, Any] | None:
+    if prior is None:
+        return None
+    name = next((n for n, rule in RULES.items() if type(prior) is rule.kind), None)
+    if name is None:
+        raise _NoBlueprint(f"prior is a {type(prior).__name__}")
+    return {"rule": name, **RULES[name].describe(prior)}
+
+
+def _prior_of(blueprint: dict[str, Any] | None) -> Prior | None:
+    if blueprint is None:
+        return None
+    options = dict(blueprint)
+    return RULES[options.pop("rule")].make(**options)
+
+
+def _describe_scaled(prior: Any) -> dict[str, Any]:
+    kind = prior.kind
+    more = kind.args if isinstance(kind, partial) and not kind.keywords else ()
+    plain = kind.func if more else kind
+    name = next((n for n, known in KINDS.items() if plain is known), None)
+    if name is None or not all(isinstance(v, int | float) for v in more):
+        raise _NoBlueprint(f"the prior's kind is {kind!r}")
+    return {"scale": prior.scale, "kind": name, "more": list(more)}
+
+
+def _scaled(rule: Callable[..., Prior], scale: float, kind: str, more: list[float]) -> Prior:
+    return rule(scale, partial(KINDS[kind], *more) if more else KINDS[kind])
+
+
+def _describe_each(prior: Each) -> dict[str, Any]:
+    inner, event = prior.distribution, 0
+    while type(inner) is dist.Independent:
+        inner, event = inner.base_dist, event + inner.reinterpreted_batch_ndims
+    name = next((n for n, kind in KINDS.items() if type(inner) is kind), None)
+    if name is None:
+        raise _NoBlueprint(f"prior is a {prior.distribution!r}")
+    values = {n: getattr(inner, n) for n in inner.arg_constraints}
+    dtype = next(iter(values.values())).dtype
+    return {
+        "kind": name,
+        "values": {n: v.tolist() for n, v in values.items()},
+        "double": dtype == torch.float64,
+        "event": event,
+    }
+
+
+def _each(kind: str, values: dict[str, Any], *, double: bool, event: int) -> Prior:
+    dtype = torch.float64 if double else torch.float32
+    made = KINDS[kind](**{n: torch.tensor(v, dtype=dtype) for n, v in values.items()})
+    return Each(made.to_event(event))
+
+
+def _by_name(priors: list[tuple[str, Any]]) -> Prior:
+    return ByName({pattern: _prior_of(each) for pattern, each in priors})
+
+
+#: Distributions on the real line that priors are made of.
+KINDS: dict[str, Any] = {
+    "normal": dist.Normal,
+    "laplace": dist.Laplace,
+    "cauchy": dist.Cauchy,
+    "student_t": dist.StudentT,
+}
+
+#: Priors by the names that a file has for them.
+RULES = {
+    "each": _Rule(Each, _describe_each, _each),
+    "fan_in": _Rule(FanIn, _describe_scaled, partial(_scaled, FanIn)),
+    "hierarchical": _Rule(Hierarchical, _describe_scaled, partial(_scaled, Hierarchical)),
+    "by_name": _Rule(
+        ByName,
+        lambda prior: {"priors": [[n, _describe_prior(p)] for n, p in prior.priors.items()]},
+        _by_name,
+    ),
+    "last_layer": _Rule(
+        LastLayer,
+        lambda prior: {"prior": _describe_prior(prior.priors["head.*"])},
+        lambda prior: LastLayer(_prior_of(prior)),
+    ),
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -89,21 +89,27 @@ class Verdict(NamedTuple):
 
 
 def settled(
-    fit: Fit, trained: Rows, held_out: Rows | None, *, returns: list[int], complete: bool
+    fit: Fit,
+    trained: Rows,
+    held_out: Rows | None,
+    *,
+    returns: Sequence[Sequence[int]],
+    complete: bool,
 ) -> Fit:
     """Give a fit whose model is no worse than a density that ignores x, with what is wrong with it.
 
     Where the weights are not better than the marginal density beyond chance on the held-out rows
-    (by a standard error of the paired difference), nor than the density without x that the head
-    can express, the head is given the latter: the simplest of those that cannot be told apart, as
-    Breiman et al. choose a tree. A fit that a callback or Ctrl-C ended, one from weights of the
-    user's, or a trial run of less than 50 steps keeps its weights, whatever they are.
+    (by a standard error of the paired difference, rows by their weights), nor than the density
+    without x that the head can express, the head is given the latter: the simplest of those that
+    cannot be told apart, as Breiman et al. choose a tree. A fit that a callback or Ctrl-C ended,
+    one from weights of the user's, or a trial run of less than 50 steps keeps its weights, whatever
+    they are.
 
     Args:
         fit: As the loop left it.
         trained: Standardised rows that were trained on.
         held_out: Standardised rows that were held out, or None.
-        returns: Steps from which the loop went back because something was not finite.
+        returns: Steps from which each run went back because something was not finite.
         complete: Whether the fit began anew and ended by itself.
 
     Returns:
@@ -111,17 +117,19 @@ def settled(
 
     References:
         Breiman, L., Friedman, J. H., Olshen, R. A., & Stone, C. J. (1984). Classification and
-        Regression Trees. Wadsworth. doi:10.1201/9781315139470
+        Regression Trees. Wadsworth. doi:10.1201/9781315139470. Kish, L. (1965). Survey Sampling.
+        Wiley.
     """
     found = [*_of_inputs(trained.x), *_of_targets(fit.model, trained.y)]
     if held_out is not None:
         found += _of_leaks(trained, held_out)
-    if returns:
-        found.append(
-            f"at {len(returns)} steps (the first {returns[0]}) a loss or a weight was not finite: "
-            f"the fit went on from finite weights at 1/{2 ** len(returns)} of the learning rate; "
-            "lower learning_rate, or look for outliers."
-        )
+    found += [
+        f"at {len(steps)} steps (the first {steps[0]}) a loss or a weight was not finite: "
+        f"the fit went on from finite weights at 1/{2 ** len(steps)} of the learning rate; "
+        "lower learning_rate, or look for outliers."
+        for steps in returns
+        if steps
+    ]
     if complete and fit.history.step[-1] >= TRIAL:
         fit, said = _against_marginal(fit, trained, held_out)
         found += said or _of_components(fit.model, trained)
@@ -137,12 +145,13 @@ def _against_marginal(fit: Fit, trained: Rows, held_out: Rows | None) -> tuple[F
     reference = trained if held_out is None else held_out
     blind = held_out is not None and len(held_out.y) < LEAST and _freedom(model, trained) > 0
     step = math.ceil(len(reference.y) / MOST_COMPARED)
-    reference = _without_copies(Rows(reference.x[::step], reference.y[::step]))
-    learnt = _scores(model, reference)
-    some = trained.y[:: math.ceil(len(trained.y) / MOST_COMPARED)]
+    reference = _without_copies(Rows(*(t[::step] for t in reference.tensors())))
+    learnt, shares = _scores(model, reference), _shares(reference)
+    y = _by_weight(trained)
+    some = y[:: math.ceil(len(y) / MOST_COMPARED)]
     marginal = marginal_density(some, circular=support.circular)
     kernels = _in_chunks(marginal.log_prob, reference.y, chunk=CHUNK // 16)
-    against = _verdict(learnt, kernels)
+    against = _verdict(learnt, kernels, shares)
     if against.better and not blind:
         return fit, []
     gain = f"held-out gain {against.gain:.3f} +- {against.error:.3f} nats a row"
@@ -157,29 +166,48 @@ def _against_marginal(fit: Fit, trained: Rows, held_out: Rows | None) -> tuple[F
     if support.circular:
         return fit, [f"{worse}: {remedy}"]
     state = {name: v.clone() for name, v in model.head.state_dict().items()}
-    place_marginal(model.head, trained.y)
+    place_marginal(model.head, y)
     still = _scores(model, reference)
-    beyond = _verdict(kernels, still).better  # beyond what the head's components can express
-    if beyond and _verdict(learnt, still).better and not blind:
+    beyond = _verdict(kernels, still, shares).better  # what the head's components can express
+    if beyond and _verdict(learnt, still, shares).better and not blind:
         model.head.load_state_dict(state)
         if against.gain > 0:  # by chance, maybe, but better than all that the head knows
             return fit, []
         few = f"{model.head.components} components without x"
         return fit, [f"{worse}, though than any of {few}: take more, or another family."]
-    fit = _restarted(fit, model.y_scaling.log_jacobian - float(still.mean()))
+    fit = _restarted(fit, model.y_scaling.log_jacobian - float(shares @ still))
     return fit, [f"{worse}: the model now is the density of y that ignores x; {remedy}"]
 
 
 def _without_copies(rows: Rows) -> Rows:
-    """Give rows of which none repeats another: a copy is no evidence of its own."""
+    """Give rows of which none repeats another: one of the weight of all, for it is one evidence."""
     sets = copies(rows)
     if sets is None:
         return rows
     numbers = sets.unique(return_inverse=True)[1]
-    place = torch.arange(len(sets), device=sets.device)
-    first = torch.full_like(place, len(sets)).scatter_reduce(0, numbers, place, "amin")
-    first = first[: int(numbers.max()) + 1]
-    return Rows(rows.x[first], rows.y[first])
+    count, place = int(numbers.max()) + 1, torch.arange(len(sets), device=sets.device)
+    first = torch.full_like(place, len(sets)).scatter_reduce(0, numbers, place, "amin")[:count]
+    total = torch.zeros(count, dtype=torch.float64, device=sets.device)
+    total.index_add_(0, numbers, _shares(rows))
+    return Rows(rows.x[first], rows.y[first], total)
+
+
+def _shares(rows: Rows) -> Tensor:
+    """Give how much each row counts, (N,), float64, of sum 1."""
+    weights = rows.weights
+    if weights is None:
+        weights = torch.ones(len(rows.y), device=rows.y.device)
+    weights = weights.to(torch.float64)
+    return weights / weights.sum()
+
+
+def _by_weight(rows: Rows) -> Tensor:
+    """Give as many y as there are, each as often as its weight says."""
+    if rows.weights is None:
+        return rows.y
+    count, total = len(rows.y), rows.weights.to(torch.float64).cumsum(0)
+    places = (torch.arange(count, device=total.device) + 0.5) / count * total[-1]
+    return rows.y[torch.searchsorted(total, places).clamp_max(count - 1)]
 
 
 def _restarted(fit: Fit, nll: float) -> Fit:
@@ -200,12 +228,15 @@ def _held_out(fit: Fit) -> bool:
     return not bool(np.isnan(fit.history.validation).all())
 
 
-def _verdict(ours: Tensor, theirs: Tensor) -> Verdict:
-    """Compare log densities of the same rows."""
+def _verdict(ours: Tensor, theirs: Tensor, shares: Tensor) -> Verdict:
+    """Compare log densities of the same rows, of which each counts by its share.
+
+    Rows of unequal shares say as much as fewer of equal ones (Kish 1965).
+    """
     # One row that theirs all but rules out says no more than that they are much worse there.
     gap = (ours - theirs).clamp_max(MOST_GAIN)
-    gain, rows = float(gap.mean()), len(gap)
-    scatter = float((gap - gap.mean()).square().sum())
+    gain, rows = float(shares @ gap), 1.0 / float(shares.square().sum())
+    scatter = rows * float(shares @ (gap - gain).square())
     variance = (WORTH * GUESS**2 + scatter) / (WORTH + rows - 1)
     return Verdict(gain, math.sqrt(variance / rows))
 

@@ -219,7 +219,8 @@ def _started(models: list[MDN], seeds: list[int], data: Data, plan: Plan) -> Rea
     """Standardise once, and start each member from its own seed."""
     ready = None
     for model, seed in zip(models, seeds, strict=True):
-        own = replace(data, generator=torch.Generator().manual_seed(seed))
+        # Not owned: the rows in their own units are needed again.
+        own = replace(data, generator=torch.Generator().manual_seed(seed), owned=False)
         begun = prepare(model, own, plan, Files(), initialise=True)
         ready = ready or begun
     assert ready is not None  # noqa: S101 - there are two members or more

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +17,14 @@ from pyralloy import archive
 from pyralloy.answers import EntropyParts
 from pyralloy.checks import as_values, integer
 from pyralloy.families import kind_of
-from pyralloy.inference.posterior import Posterior
+from pyralloy.inference.posterior import Draws, Posterior
+from pyralloy.inference.storage import (
+    Stored,
+    chains_of,
+    describe_chains,
+    describe_posterior,
+    posterior_of_file,
+)
 from pyralloy.mixture import Mixture
 from pyralloy.model import MDN
 from pyralloy.networks import evaluating
@@ -243,36 +250,61 @@ class Fit:
         # Pyro's guides forget their model when they are pickled; the posterior says what they know.
         return {**self.__dict__, "guide": None}
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, draws: int = 1000) -> None:
         """Write the fit to one file, which :func:`pyralloy.load` reads.
 
         The file holds numbers and a description, in safetensors' format with a digest, and no code:
-        a model of an :class:`~pyralloy.networks.MLP` is made anew from it, and one of other parts
-        has to be given to ``load``, which a warning says.
+        a model of an :class:`~pyralloy.networks.MLP` and of pyralloy's families and priors is made
+        anew from it, and one of other parts has to be given to ``load``, which a warning says. A
+        posterior that numbers alone cannot give back, of a guide of one's own or through a
+        normalising flow, is written as so many draws, which a warning says too. ``guide`` is not
+        written.
 
         Args:
             path: Of the file, a ``.safetensors``; one that is there is replaced.
+            draws: Draws of the weights to write for such a posterior.
 
         Raises:
             FileNotFoundError: The folder does not exist.
+            TypeError, ValueError: ``draws`` is no integer of 1 or more.
         """
         blueprint = describe(self.model)
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        names = list(self.history.dtype.names or ())
-        for name in names:
-            tensors[f"history.{name}"] = torch.from_numpy(np.array(self.history[name]))
+        stored, drawn = describe_posterior(self.posterior), integer("draws", draws)
+        if exact := stored is not None:
+            posterior = stored
+        else:
+            kept = {n: v[None] for n, v in self.weights(drawn).items()}
+            posterior = describe_posterior(Draws(kept)) or Stored({}, {})
+        chains, names = describe_chains(self.chains), list(self.history.dtype.names or ())
+        tensors = {
+            **_named("model", self.model.state_dict()),
+            **_named("posterior", posterior.tensors),
+            **_named("chains", chains.tensors),
+            **_named("history", {n: torch.from_numpy(np.array(self.history[n])) for n in names}),
+        }
         notes = {
             "model": blueprint,
+            "posterior": posterior.notes,
+            "chains": chains.notes,
             "history": names,
             "marginal": self.marginal,
             "best_step": self.best_step,
             "interrupted": self.interrupted,
+            "diagnostics": self.diagnostics,
+            "temperature": self.temperature,
         }
         archive.write(path, KIND, tensors, notes)
         if isinstance(blueprint, str):
             warnings.warn(
                 f"{blueprint}, which a file cannot describe: make the same model again to read it, "
                 f"pa.load({str(path)!r}, model=model).",
+                stacklevel=2,
+            )
+        if not exact:
+            warnings.warn(
+                f"the posterior is a {type(self.posterior).__name__}, which only its guide can "
+                f"draw from: the file holds {drawn} draws of it in its place; save(path, draws=S) "
+                "keeps more, and a guide of pyro.infer.autoguide that is Normal is kept exactly.",
                 stacklevel=2,
             )
 
@@ -330,6 +362,8 @@ def load(path: str | os.PathLike[str], *, model: MDN | None = None) -> Fit:
         history = np.rec.fromarrays(values, names=notes["history"])
         blueprint, marginal = notes["model"], float(notes["marginal"])
         step, interrupted = int(notes["best_step"]), bool(notes["interrupted"])
+        said, temperature = tuple(map(str, notes["diagnostics"])), float(notes["temperature"])
+        parts = {n: Stored(found.under(n), dict(notes[n])) for n in ("posterior", "chains")}
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise archive.Unreadable(f"{str(path)!r} lacks what a fit holds ({error}).") from error
     if model is not None:
@@ -342,7 +376,21 @@ def load(path: str | os.PathLike[str], *, model: MDN | None = None) -> Fit:
         )
     else:
         model = rebuild(blueprint, found.under("model"))
-    return Fit(model, history, marginal, step, interrupted)
+    return Fit(
+        model,
+        history,
+        marginal,
+        step,
+        interrupted,
+        said,
+        posterior=posterior_of_file(parts["posterior"], model),
+        temperature=temperature,
+        chains=chains_of(parts["chains"]),
+    )
+
+
+def _named(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{part}.{name}": value for name, value in tensors.items()}
 
 
 def _require_draws(draws: int, seed: int) -> None:

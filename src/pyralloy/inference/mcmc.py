@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyralloy.checks import integer, positive, probability
+from pyralloy.inference.chains import Chains
 from pyralloy.inference.fit import Fit
 from pyralloy.inference.objective import pyro_runtime
 from pyralloy.inference.posterior import Draws, unpack
@@ -33,32 +34,6 @@ POINTS, R_HAT, SHARE = 100, 1.05, 0.05
 HASTE = 500
 #: Iterations of each chain for which the history has no more rows than this.
 RECORDS = 100
-
-
-class Chains(NamedTuple):
-    """What the chains say of themselves.
-
-    Weights themselves may be exchanged or turned in sign without any change of the density, so
-    chains are compared by what they predict: the log density of y at training rows.
-
-    Attributes:
-        r_hat: Split R-hat of the log density at up to 100 training rows: near 1 where chains agree.
-        ess: Effective sample size of the same.
-        divergences: Number of divergent draws a chain: where the sampler could not follow.
-        acceptance: Mean acceptance probability a chain.
-        step_size: Of the integrator, a chain.
-        gradients: Evaluations of the gradient, in all.
-
-    References:
-        Gelman, A., et al. (2013). Bayesian Data Analysis, 3rd ed., ch. 11. CRC Press.
-    """
-
-    r_hat: Tensor
-    ess: Tensor
-    divergences: tuple[int, ...]
-    acceptance: tuple[float, ...]
-    step_size: tuple[float, ...]
-    gradients: int
 
 
 def nuts(

@@ -104,7 +104,9 @@ class Gaussian(Posterior):
         scale: Tensor | None = None,
     ) -> None:
         self.sites, self.loc = tuple(sites), loc.detach().clone()
-        self.factor = None if factor is None else factor.detach().clone()
+        # In one order of memory: the last bits of a product depend on it.
+        plain = torch.contiguous_format
+        self.factor = None if factor is None else factor.detach().clone(memory_format=plain)
         self.scale = None if scale is None else scale.detach().clone()
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:

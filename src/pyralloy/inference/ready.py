@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyralloy.inference.batches import Batches, BatchSource
-from pyralloy.inference.checkpoint import Files, Saving, layout
-from pyralloy.inference.data import Data
+from pyralloy.inference.checkpoint import Files, Rider, Saving, layout
+from pyralloy.inference.data import Data, Reading
 from pyralloy.inference.rows import Rows, standardised
 from pyralloy.inference.training import Plan
 from pyralloy.initialise import place_components, redraw, spread_kinks
@@ -38,32 +38,31 @@ class Ready:
         rows: To train on, standardised; drawn from the batches, where these are read.
         held_out: To choose the weights by, standardised, or None.
         plan: How to train.
-        data: What the fit was given.
+        size: Rows in the whole data.
+        reading: The batches, where rows do not stay in memory.
         files: Where its state goes, and comes from.
         identity: What another fit must share to go on from its state.
+        riders: What rides along in its state beside what the loop and the batches have.
     """
 
     rows: Rows
     held_out: Rows | None
     plan: Plan
-    data: Data
+    size: int
+    reading: Reading | None
     files: Files
     identity: dict[str, Any]
-
-    @property
-    def size(self) -> int:
-        """Number of rows in the whole data."""
-        return self.data.size
+    riders: Mapping[str, Rider] = field(default_factory=dict)
 
     def batches(self, model: MDN) -> tuple[BatchSource, Saving]:
         """Give minibatches from the first on, and where the state of their fit goes."""
         # A schedule is a function, which only a file has to be asked about beforehand.
         identity = self.identity | self.plan.identity() if self.files.used else {}
-        saving = self.files.saving(identity)
-        if self.data.reading is None:
+        saving = replace(self.files.saving(identity), riders=self.riders)
+        if self.reading is None:
             return Batches(self.rows.tensors(), self.plan.batch_size, self.plan.seed), saving
-        batches = self.data.reading.batches(model)
-        return batches, replace(saving, riders={"batches": batches})
+        batches = self.reading.batches(model)
+        return batches, replace(saving, riders={"batches": batches, **self.riders})
 
     def evaluation(self, model: MDN) -> Callable[[], float] | None:
         """Make the held-out loss: of standardised rows, through the plain network."""
@@ -76,7 +75,9 @@ class Ready:
 def prepare(model: MDN, data: Data, plan: Plan, files: Files, *, initialise: bool) -> Ready:
     """Standardise, start the weights, and give what the loop needs."""
     identity = data.identity() if files.used else {}
-    rows, held_out = data.rows, data.held_out
+    rows, held_out, owned = data.rows, data.held_out, data.owned
+    size, reading, generator = data.size, data.reading, data.generator
+    del data  # nothing keeps the rows in their own units once they are standardised
     support = model.head.family.support
     model.x_scaling.fit(rows.x, limit=INPUT_LIMIT)
     model.y_scaling.fit(rows.y, support)
@@ -88,12 +89,12 @@ def prepare(model: MDN, data: Data, plan: Plan, files: Files, *, initialise: boo
         baseline=_baseline(marginal, rows if held_out is None else held_out),
     )
     held_out = None if held_out is None else standardised(model, held_out)
-    rows = standardised(model, rows, reuse=data.owned)
+    rows = standardised(model, rows, reuse=owned)
     if initialise:
-        _initialise(model, rows.x, rows.y, data.generator)
+        _initialise(model, rows.x, rows.y, generator)
     _require_one_density_a_row(model, rows.x)
     identity |= layout(model) if files.used else {}
-    return Ready(rows, held_out, plan, data, files, identity)
+    return Ready(rows, held_out, plan, size, reading, files, identity)
 
 
 def _initialise(model: MDN, z: Tensor, t: Tensor, generator: torch.Generator) -> None:

@@ -120,7 +120,7 @@ def split(
 
 
 def _weights(weights: Any, y: Tensor) -> Tensor:
-    """Check weights, and give them in float64."""
+    """Check weights, and give them in their own dtype."""
     weights = as_values("weights", weights, device=y.device)
     if weights.shape != y.shape[:1]:
         raise ValueError(
@@ -129,7 +129,7 @@ def _weights(weights: Any, y: Tensor) -> Tensor:
         )
     if bool((weights < 0).any()):
         raise ValueError(f"weights holds {float(weights.min()):g}: give numbers of 0 or more.")
-    return weights.to(torch.float64)
+    return weights
 
 
 def weighted_alike(rows: Rows) -> Rows:
@@ -143,7 +143,8 @@ def weighted_alike(rows: Rows) -> Rows:
     if bool((weights == 0).any()):
         counted = weights.nonzero()[:, 0]
         rows, weights = rows.at(counted), weights[counted]
-    return rows._replace(weights=weights / weights.mean())
+    mean = weights.mean(dtype=torch.float64).to(weights.dtype)
+    return rows._replace(weights=weights.div_(mean))
 
 
 def copies(rows: Rows) -> Tensor | None:
@@ -275,12 +276,25 @@ def standardised(model: MDN, rows: Rows, *, reuse: bool = False) -> Rows:
     Args:
         model: Whose scalings were fitted.
         rows: In their own units.
-        reuse: Whether ``rows.x`` is no longer needed, and its memory may hold the result.
+        reuse: Whether ``rows`` are no longer needed, and their memory may hold the result.
     """
     dtype = next(model.parameters()).dtype
-    x = rows.x if reuse and rows.x.dtype == dtype else torch.empty_like(rows.x, dtype=dtype)
+    given = ((rows.x, model.x_scaling), (rows.y, model.y_scaling))
     with torch.no_grad():
-        for into, part in zip(x.split(CHUNK), rows.x.split(CHUNK), strict=True):
-            into.copy_(model.x_scaling(part, dtype))  # no copy of all rows in float64
-        y = model.y_scaling(rows.y, dtype)
+        made: list[Tensor] = []
+        for values, scaling in given:
+            into = _room(values, dtype, reuse=reuse)
+            # In parts: no copy of all rows in float64, and each part is read before its place is
+            # written to.
+            for there, part in zip(into.split(CHUNK), values.split(CHUNK), strict=True):
+                there.copy_(scaling(part, dtype))
+            made.append(into)
+    x, y = made
     return Rows(x, y, None if rows.weights is None else rows.weights.to(dtype))
+
+
+def _room(values: Tensor, dtype: torch.dtype, *, reuse: bool) -> Tensor:
+    """Give room for as many numbers: in the memory of ``values``, from its start, where it can."""
+    if not (reuse and values.is_contiguous() and values.element_size() >= dtype.itemsize):
+        return torch.empty_like(values, dtype=dtype)
+    return values.view(-1).view(dtype)[: values.numel()].view(values.shape)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from pyralloy.checks import integer, positive
 from pyralloy.inference.checkpoint import checked_files
@@ -22,7 +23,7 @@ from pyralloy.inference.interrupts import Stop, interrupts
 from pyralloy.inference.objective import FlatParameters, Objective, empty_guide, pyro_runtime
 from pyralloy.inference.ready import Ready, prepare
 from pyralloy.inference.schedules import Schedule, one_cycle
-from pyralloy.inference.training import Callback, Plan, ended_by_itself, train
+from pyralloy.inference.training import Callback, Plan, Trace, ended_by_itself, train
 from pyralloy.inference.variational import Approximation, approximate, require_guide
 from pyralloy.model import MDN
 
@@ -262,6 +263,12 @@ def running(model: MDN, plan: Plan) -> Iterator[None]:
 
 
 def _fit(model: MDN, ready: Ready, stop: Stop, *, begun: bool) -> Fit:
+    """Train by maximum likelihood."""
+    trace = _trained(model, ready, stop)
+    return _concluded(model, ready, trace, complete=begun and ended_by_itself(trace, ready.plan))
+
+
+def _trained(model: MDN, ready: Ready, stop: Stop) -> Trace:
     """Train through Pyro's ELBO with an empty guide."""
     plan, (batches, saving) = ready.plan, ready.batches(model)
     with running(model, plan):
@@ -272,13 +279,18 @@ def _fit(model: MDN, ready: Ready, stop: Stop, *, begun: bool) -> Fit:
                 objective, parameters, plan.clip, compiling=plan.compile, steps=plan.max_steps
             )
             evaluate = ready.evaluation(model)
-            trace = train(engine, batches, plan, evaluate, stop=stop, saving=saving)
+            return train(engine, batches, plan, evaluate, stop=stop, saving=saving)
         finally:
             parameters.release()
-    fitted = Fit(model, trace.history(), plan.baseline, trace.best_step, trace.interrupted)
-    # Of weighted rows it cannot say yet which density is better.
-    complete = begun and ended_by_itself(trace, plan) and ready.rows.weights is None
-    return settled(fitted, ready.rows, ready.held_out, returns=trace.returns, complete=complete)
+
+
+def _concluded(
+    model: MDN, ready: Ready, trace: Trace, before: Sequence[int] = (), *, complete: bool = False
+) -> Fit:
+    """Make the fit, and say what is wrong with it."""
+    fitted = Fit(model, trace.history(), ready.plan.baseline, trace.best_step, trace.interrupted)
+    returns = (list(before), trace.returns)
+    return settled(fitted, ready.rows, ready.held_out, returns=returns, complete=complete)
 
 
 def _fit_guide(
@@ -288,28 +300,36 @@ def _fit_guide(
     whose = f"guide {getattr(how.guide, '__name__', type(how.guide).__name__)}"
     terms = [how.temperature, how.warm_up, 0 if first is None else first.max_steps]
     ready = replace(ready, identity=ready.identity | {"guide": whose, "terms": terms})
-    diagnostics = ()
+    before = Returns()
     if first is not None and ready.files.run() != "guide":
         plan = replace(first, offset=ready.plan.offset, baseline=ready.plan.baseline)
         plan = replace(plan, batch_size=ready.plan.batch_size)
         alone = replace(ready, plan=plan, identity=ready.identity | {"run": "first"})
-        begun = replace(_fit(plain, alone, stop, begun=False), model=model)
-        if begun.interrupted:
-            return begun
-        diagnostics = begun.diagnostics
+        trace = _trained(plain, alone, stop)
+        before.steps = trace.returns
+        if trace.interrupted:
+            return _concluded(model, alone, trace)
         ready = replace(ready, files=ready.files._replace(resume=None))
-    ready = replace(ready, identity=ready.identity | {"run": "guide"})
+    identity = ready.identity | {"run": "guide"}
+    ready = replace(ready, identity=identity, riders={"before": before})
     with running(model, ready.plan):
         guided = approximate(model, how, ready, stop)
-    trace = guided.trace
-    return Fit(
-        model,
-        trace.history(),
-        ready.plan.baseline,
-        trace.best_step,
-        trace.interrupted,
-        diagnostics,
-        posterior=guided.posterior,
-        guide=guided.guide,
-        temperature=how.temperature,
+    fitted = _concluded(model, ready, guided.trace, before.steps)
+    return replace(
+        fitted, posterior=guided.posterior, guide=guided.guide, temperature=how.temperature
     )
+
+
+class Returns:
+    """The steps from which the first of two runs went back; they ride along in the second."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def state(self) -> dict[str, Tensor]:
+        """Give them."""
+        return {"steps": torch.tensor(self.steps, dtype=torch.int64)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from a :meth:`state`."""
+        self.steps = state["steps"].tolist()

@@ -113,7 +113,7 @@ def approximate(model: MDN, how: Approximation, ready: Ready, stop: Stop) -> Gui
     """
     rows, held_out, plan = ready.rows, ready.held_out, ready.plan
     if issubclass(_kind(how.guide), AutoLaplaceApproximation) and (
-        rows.weights is not None or ready.data.reading is not None
+        rows.weights is not None or ready.reading is not None
     ):
         raise ValueError(
             f"guide={how.guide!r} needs the curvature of all rows, each once: give x and y as they "
