@@ -156,7 +156,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         self.max_steps = max_steps
         self.validation = validation
         self.patience = patience
-        self.compile = compile
+        self.compile: bool | Literal["auto"] = compile
         self.device = device
         self.progress = progress
         self.random_state = random_state
