@@ -1,0 +1,60 @@
+r"""
+Where the data end
+==================
+
+A network answers at any x, also where it has seen none. Does it know that it does not know? The
+entropy of a posterior's density has two parts: the noise that every draw of the weights sees
+(*aleatoric*), and what the draws disagree on (*epistemic*). Only the second can be cured by data.
+"""
+
+import torch
+from matplotlib import pyplot as plt
+from pyro.infer.autoguide import AutoLaplaceApproximation
+
+import pyralloy as pa
+
+# %%
+# The inverse sinusoid has data between about -12 and 12.
+
+problem = pa.datasets.inverse_sinusoid(1000, seed=0)
+trunk = pa.networks.MLP(1, hidden=(16, 16))
+model = pa.MDN(trunk, pa.MixtureHead(16, components=8), prior=pa.priors.FanIn())
+fit = pa.fit(
+    model, problem.x, problem.y, guide=AutoLaplaceApproximation, validation=None, progress=False
+)
+
+# %%
+# The share of the entropy that is epistemic, on the data and ever farther out.
+
+x = torch.linspace(-30.0, 30.0, 241)
+parts = fit.entropy(x, draws=30)
+last = float(problem.x.abs().max())
+print(f"the last row is at |x| = {last:.1f}")
+for low, high in ((0, 10), (10, 12), (12, 15), (15, 20), (20, 30)):
+    here = (x.abs() >= low) & (x.abs() <= high)
+    between = float(parts.between[here].mean())
+    print(f"|x| from {low:2d} to {high:2d}: {between:.2f} nats of disagreement")
+
+# %%
+# Densities of twelve draws above; below, the two parts.
+
+figure, axes = plt.subplots(2, 1, figsize=(7.5, 6), sharex=True, layout="constrained")
+pa.plot.data(problem.x, problem.y, ax=axes[0])
+pa.plot.prior_predictive(x, fit.densities(x, draws=12), ax=axes[0])
+axes[0].set(ylim=(-40, 40), title="twelve draws: median, and half of the mass")
+axes[1].stackplot(
+    x,
+    parts.between,
+    parts.total - parts.between,
+    baseline="zero",
+    colors=["#d55e00", "0.8"],
+    labels=["epistemic", "aleatoric"],
+)
+for ax in axes:
+    ax.axvline(-last, color="0.4", lw=1, ls=":")
+    ax.axvline(last, color="0.4", lw=1, ls=":")
+axes[1].set(xlabel="x", ylabel="entropy of y given x (nats)")
+axes[1].legend(frameon=False, loc="upper center")
+
+# %%
+# It knows: within the data the draws agree, and beyond the last row they differ ever more.
