@@ -36,7 +36,7 @@ humidity_new, share_new = draw(5000, seed=1)
 
 def fit(family):
     trunk = pa.networks.MLP(1, hidden=(32, 32))
-    head = pa.MixtureHead(trunk.out_features, components=3, family=family)
+    head = pa.MixtureHead(trunk.out_features, components=2, family=family)
     return pa.fit(pa.MDN(trunk, head), humidity, share, max_steps=1500, progress=False)
 
 

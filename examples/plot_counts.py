@@ -30,14 +30,14 @@ def draw(rows, seed):
     return hour, count
 
 
-hour, count = draw(2000, seed=0)
+hour, count = draw(5000, seed=0)
 hour_new, count_new = draw(1000, seed=1)
 
 
 def fit(family):
     trunk = pa.networks.MLP(1, hidden=(32, 32))
     head = pa.MixtureHead(trunk.out_features, components=1, family=family)
-    return pa.fit(pa.MDN(trunk, head), hour, count, max_steps=1500, progress=False)
+    return pa.fit(pa.MDN(trunk, head), hour, count, max_steps=2000, progress=False)
 
 
 fits = {"Poisson": fit("poisson"), "negative binomial": fit("negative_binomial")}

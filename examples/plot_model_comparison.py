@@ -30,13 +30,13 @@ y = sign * x + 0.3 * torch.randn(150, generator=g)
 def sample(components):
     trunk = pa.networks.MLP(1, hidden=(4,))
     model = pa.MDN(trunk, pa.MixtureHead(4, components=components), prior=pa.priors.FanIn())
-    return pa.nuts(model, x, y, warmup=200, draws=250, chains=2, depth=6, progress=False)
+    return pa.nuts(model, x, y, warmup=150, draws=200, chains=2, depth=5, progress=False)
 
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # short chains
     fits = {k: sample(k) for k in (1, 2, 5)}
-    trees = {f"K = {k}": fit.to_arviz(x, y, draws=500) for k, fit in fits.items()}
+    trees = {f"K = {k}": fit.to_arviz(x, y, draws=400) for k, fit in fits.items()}
     loos = {name: az.loo(tree, pointwise=True) for name, tree in trees.items()}
     table = az.compare(trees)
 print(table)

@@ -9,7 +9,7 @@ entropy of a posterior's density has two parts: the noise that every draw of the
 
 import torch
 from matplotlib import pyplot as plt
-from pyro.infer.autoguide import AutoLaplaceApproximation
+from pyro.infer.autoguide import AutoNormal
 
 import pyralloy as pa
 
@@ -19,9 +19,7 @@ import pyralloy as pa
 problem = pa.datasets.inverse_sinusoid(1000, seed=0)
 trunk = pa.networks.MLP(1, hidden=(16, 16))
 model = pa.MDN(trunk, pa.MixtureHead(16, components=8), prior=pa.priors.FanIn())
-fit = pa.fit(
-    model, problem.x, problem.y, guide=AutoLaplaceApproximation, validation=None, progress=False
-)
+fit = pa.fit(model, problem.x, problem.y, guide=AutoNormal, validation=None, progress=False)
 
 # %%
 # The share of the entropy that is epistemic, on the data and ever farther out.

@@ -59,7 +59,7 @@ for name, one in (("age alone", alone), ("age and height", given)):
 
 at = fit.density(torch.tensor([14.0]))
 across, up = torch.meshgrid(
-    torch.linspace(130, 200, 141), torch.linspace(15, 110, 191), indexing="xy"
+    torch.linspace(130, 180, 101), torch.linspace(15, 90, 151), indexing="xy"
 )
 p = at.log_prob(torch.stack([across, up], -1)[..., None, :])[..., 0].exp()
 figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
@@ -68,8 +68,8 @@ near = (age_new - 14.0).abs() < 0.5
 axes[0].scatter(*both_new[near].T, s=8, color="0.2", label="children of 13.5 to 14.5 years")
 axes[0].set(xlabel="height (cm)", ylabel="weight (kg)", title="density at 14 years")
 axes[0].legend(frameon=False, loc="upper left")
-kilograms = torch.linspace(15, 110, 400)
-for tall, style in ((150.0, ":"), (165.0, "-"), (180.0, "--")):
+kilograms = torch.linspace(15, 90, 400)
+for tall, style in ((145.0, ":"), (155.0, "-"), (165.0, "--")):
     q = at.condition({0: tall}).log_prob(kilograms[:, None])[:, 0].exp()
     axes[1].plot(kilograms, q, style, color="C0", label=f"{tall:.0f} cm tall")
 axes[1].plot(

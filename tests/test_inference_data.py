@@ -200,7 +200,7 @@ def test_a_fit_of_one_value_of_the_weights_is_a_density(how):
     fit, problem = small_fit(how)
     found = fit.to_arviz(problem.x, problem.y, draws=7)
     density = fit.density(problem.x)
-    np.testing.assert_allclose(found["pit"]["y"][0], density.cdf(problem.y.double()), rtol=1e-9)
+    np.testing.assert_allclose(found["pit"]["y"][0], density.cdf(problem.y.double()), rtol=1e-6)
     assert found["posterior_predictive"]["y"].sizes["draw"] == 7
     assert "posterior" not in found.children
 
@@ -271,8 +271,8 @@ def stats_of_uniform(values):
 
 def test_arviz_works_on_the_tree_of_a_fit():
     az = pytest.importorskip("arviz_stats")
-    fit, problem = small_fit("nuts")
-    tree = fit.to_arviz(problem.x, problem.y)
+    fit, problem = small_fit("mean field")
+    tree = fit.to_arviz(problem.x, problem.y, draws=200)
     assert len(az.summary(tree)) == sum(w.numel() for w in fit.model.weights().values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of few draws, and of rows that few others resemble
