@@ -107,6 +107,7 @@ def draw(ax, steps):
             ax.plot(*places[end], ".", color="0", ms=2)
         start = end + 1
     ax.set(aspect="equal", xticks=[], yticks=[])
+    ax.yaxis.set_inverted(bool(options.data))  # a screen counts downward
 
 
 rows = {"given": None, "T = 1": 1.0, "T = 0.5": 0.5, "T = 0.1": 0.1}

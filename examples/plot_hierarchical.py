@@ -90,5 +90,5 @@ ax.set(xlabel="clinic, in order of its offset", ylabel="offset (units of the res
 ax.legend(frameon=False)
 
 # %%
-# The model finds them with half the error of the clinics' means, for it knows of the two kinds of
-# patient, and of the other clinics.
+# The model finds them with two thirds of the error of the clinics' means, for it knows of the two
+# kinds of patient, and of the other clinics.

@@ -252,9 +252,7 @@ def test_the_pit_of_counts_is_uniform_and_that_of_vectors_absent():
     pit = to_arviz(m, torch.arange(4000.0), y, draws=2)["pit"]["y"].values[0]
     assert stats_of_uniform(pit) > 0.01
     loc = torch.zeros(6, 5, 2, 3)
-    joint = pa.Mixture(
-        dist.Categorical(torch.ones(6, 5, 2)), dist.Normal(loc, 1.0).to_event(1)
-    )
+    joint = pa.Mixture(dist.Categorical(torch.ones(6, 5, 2)), dist.Normal(loc, 1.0).to_event(1))
     tree = posterior_to_arviz(
         {"w": np.zeros((2, 3))}, lambda r: joint[:, r], torch.arange(5.0), torch.zeros(5, 3)
     )

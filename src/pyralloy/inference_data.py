@@ -171,40 +171,50 @@ def posterior_to_arviz(
     inputs, observed, coords = _data(x, y)
     weights = {name: _array(v) for name, v in posterior.items()}
     shape = _draw_shape({**weights, **{k: _array(v) for k, v in (sample_stats or {}).items()}})
-    count, generator = shape[0] * shape[1], torch.Generator().manual_seed(seed)
-    size, vector = (count, len(observed)), tuple(observed.shape[1:])
-    log_p, y_draws = np.empty(size), np.empty((*size, *vector), np.float32)
-    cdf = None if vector else np.empty(size)
-    for rows, part in _pieces(density, len(observed)):
-        if part.batch_shape[0] != count:
-            raise ValueError(
-                f"density gives {part.batch_shape[0]} draws and posterior has {shape[0]} chains of "
-                f"{shape[1]}: give batch shape ({count}, rows)."
-            )
-        at, wide = observed[rows].to(part.logits.device, torch.float64), part.to(torch.float64)
-        log_p[:, rows] = wide.log_prob(at).cpu().numpy()
-        if cdf is not None:
-            cdf[:, rows] = _spread_cdf(wide, at, generator).cpu().numpy()
-        y_draws[:, rows] = part.sample(generator=generator).cpu().numpy()
-    pooled = np.logaddexp.reduce(log_p, 0) - np.log(count)
+    log_p, cdf, y_draws = _of_draws(density, observed, shape, torch.Generator().manual_seed(seed))
+    pooled = np.logaddexp.reduce(log_p, (0, 1)) - np.log(shape[0] * shape[1])
     rows = ["chain", "draw", "obs"]
     tree: dict[str, dict[str, Any]] = {
         "posterior": {k: (_weight_dims(k, v, dims), v) for k, v in weights.items()},
-        "log_likelihood": {"y": (rows, log_p.reshape(*shape, -1))},
-        "posterior_predictive": {
-            "y": (rows + ["target"] * len(vector), y_draws.reshape(*shape, *y_draws.shape[1:]))
-        },
+        "log_likelihood": {"y": (rows, log_p)},
+        "posterior_predictive": {"y": (rows + ["target"] * (observed.ndim - 1), y_draws)},
         "pointwise": {"log_score": (["obs"], -pooled)},
         **_observed(inputs, observed),
     }
     if cdf is not None:
-        tree["predictive_cdf"] = {"y": (rows, cdf.reshape(*shape, -1))}
-        tree["pit"] = {"y": (["sample", "obs"], np.clip(cdf.mean(0), EDGE, 1 - EDGE)[None])}
+        tree["predictive_cdf"] = {"y": (rows, cdf)}
+        tree["pit"] = {"y": (["sample", "obs"], np.clip(cdf.mean((0, 1)), EDGE, 1 - EDGE)[None])}
     if sample_stats:
         tree["sample_stats"] = {
             k: (_weight_dims(k, _array(v), None), _array(v)) for k, v in sample_stats.items()
         }
     return _tree(tree, coords, {"inference": "posterior", **(attrs or {})}, refuse=False)
+
+
+def _of_draws(
+    density: Callable[[slice], Mixture],
+    y: Tensor,
+    shape: tuple[int, int],
+    generator: torch.Generator,
+) -> tuple[Array, Array | None, Array]:
+    """Give each draw's log likelihoods, cdfs (None for a vector y) and one y of each row."""
+    count, vector = shape[0] * shape[1], tuple(y.shape[1:])
+    log_p = np.empty((count, len(y)))
+    drawn = np.empty((count, len(y), *vector), np.float32)
+    cdf = None if vector else np.empty_like(log_p)
+    for rows, part in _pieces(density, len(y)):
+        if part.batch_shape[0] != count:
+            raise ValueError(
+                f"density gives {part.batch_shape[0]} draws and posterior has {shape[0]} chains of "
+                f"{shape[1]}: give batch shape ({count}, rows)."
+            )
+        at, wide = y[rows].to(part.logits.device, torch.float64), part.to(torch.float64)
+        log_p[:, rows] = wide.log_prob(at).cpu().numpy()
+        if cdf is not None:
+            cdf[:, rows] = _spread_cdf(wide, at, generator).cpu().numpy()
+        drawn[:, rows] = part.sample(generator=generator).cpu().numpy()
+    log_p, drawn = log_p.reshape(*shape, -1), drawn.reshape(*shape, *drawn.shape[1:])
+    return log_p, None if cdf is None else cdf.reshape(*shape, -1), drawn
 
 
 def _data(x: Any, y: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
