@@ -14,8 +14,8 @@ from pyro.infer.autoguide import AutoNormal
 import pyralloy as pa
 
 # %%
-# The inverse sinusoid has hardly any data beyond 12. The weights have a prior, and a mean-field guide
-# learns their posterior.
+# The inverse sinusoid has hardly any data beyond 12. The weights have a prior, and a mean-field
+# guide learns their posterior.
 
 problem = pa.datasets.inverse_sinusoid(1000, seed=0)
 trunk = pa.networks.MLP(1, hidden=(32,))
@@ -42,20 +42,15 @@ figure, axes = plt.subplots(2, 1, figsize=(7.5, 6), sharex=True, layout="constra
 pa.plot.data(problem.x, problem.y, ax=axes[0])
 pa.plot.prior_predictive(x, fit.densities(x, draws=12), ax=axes[0])
 axes[0].set(ylim=(-40, 40), title="twelve draws: median, and half of the mass")
-axes[1].stackplot(
-    x,
-    parts.between,
-    parts.total - parts.between,
-    baseline="zero",
-    colors=["#d55e00", "0.8"],
-    labels=["epistemic", "aleatoric"],
-)
+axes[1].plot(x, parts.within, color="0.5", ls="--", label="aleatoric")
+axes[1].plot(x, parts.between, color="#d55e00", lw=2, label="epistemic")
+axes[1].set_ylim(0, None)
 for ax in axes:
     ax.axvline(-last, color="0.4", lw=1, ls=":")
     ax.axvline(last, color="0.4", lw=1, ls=":")
 axes[1].set(xlabel="x", ylabel="entropy of y given x (nats)")
-axes[1].legend(frameon=False, loc="upper center")
+axes[1].legend(frameon=False)
 
 # %%
-# It does: where there are data the draws nearly agree, and beyond the last row the share of what they
-# disagree on grows with the distance.
+# It does: where there are data the draws nearly agree, and beyond the last row the share of what
+# they disagree on grows with the distance.

@@ -67,7 +67,8 @@ print(f"mean length {region.volume().mean():.2f}")
 # Left: the PIT. Right: forty regions beside the true redshifts.
 
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
-pa.plot.calibration(report, ax=axes[0])
+pa.plot.calibration(report, ax=axes[0]).set_ylim(-0.09, 0.05)
+axes[0].legend(frameon=False, loc="lower right")
 some = torch.argsort(z_new)[:: len(z_new) // 40]
 pa.plot.regions(z_new[some], regions.region(density[some]), ax=axes[1])
 axes[1].plot([0, 1.6], [0, 1.6], color="0.3", lw=1, label="true redshift")
