@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from pyro import distributions as dist
+from pyro.infer import autoguide
 
 import pyralloy as pa
 from pyralloy.calibration import loo_pit
@@ -172,6 +173,112 @@ def test_arviz_works_on_a_posterior_tree(bayes):
     assert list(ranked.index) == ["right", "halved"]
 
 
+def small_fit(how):
+    problem = pa.datasets.sinusoid(40, seed=0)
+    prior = None if how == "ml" else pa.priors.FanIn()
+    model = pa.MDN(pa.networks.MLP(1, hidden=(4,)), pa.MixtureHead(4, components=2), prior=prior)
+    if how == "nuts":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # so few draws say little
+            fit = pa.nuts(model, problem.x, problem.y, warmup=20, draws=60, depth=4, progress=False)
+        return fit, problem
+    options = {"max_steps": 60, "validation": None, "progress": False}
+    options |= {} if how == "ml" else {"guide": GUIDES[how]}
+    return pa.fit(model, problem.x, problem.y, **options), problem
+
+
+GUIDES = {
+    "map": autoguide.AutoDelta,
+    "mean field": autoguide.AutoNormal,
+    "low rank": autoguide.AutoLowRankMultivariateNormal,
+    "laplace": autoguide.AutoLaplaceApproximation,
+}
+
+
+@pytest.mark.parametrize("how", ["ml", "map"])
+def test_a_fit_of_one_value_of_the_weights_is_a_density(how):
+    fit, problem = small_fit(how)
+    found = fit.to_arviz(problem.x, problem.y, draws=7)
+    density = fit.density(problem.x)
+    np.testing.assert_allclose(found["pit"]["y"][0], density.cdf(problem.y.double()), rtol=1e-6)
+    assert found["posterior_predictive"]["y"].sizes["draw"] == 7
+    assert "posterior" not in found.children
+
+
+@pytest.mark.parametrize(
+    ("how", "chains", "draws"),
+    [("mean field", 1, 50), ("low rank", 1, 50), ("laplace", 1, 50), ("nuts", 2, 25)],
+)
+def test_a_fit_s_posterior_is_its_tree(how, chains, draws):
+    fit, problem = small_fit(how)
+    found = fit.to_arviz(problem.x, problem.y, draws=50)
+    cdf = found["predictive_cdf"]["y"]
+    # 60 draws a chain, of which each second is kept where 50 of 120 are asked for.
+    kept = 20 if how == "nuts" else draws
+    assert cdf.shape == (chains, kept, 40)
+    weights = {n: torch.from_numpy(v.values).flatten(0, 1) for n, v in found.posterior.items()}
+    assert set(weights) == set(fit.model.weights())
+    each = fit.model.densities(problem.x, weights)
+    y = problem.y.double()
+    np.testing.assert_allclose(cdf.values.reshape(-1, 40), each.cdf(y), rtol=1e-5, atol=1e-7)
+    score = found["log_likelihood"]["y"].values.reshape(-1, 40)
+    np.testing.assert_allclose(score, each.log_prob(y), rtol=1e-5, atol=1e-5)
+    assert found.posterior["head.outputs.weight"].dims[2:] == (
+        "head.outputs.out",
+        "head.outputs.in",
+    )
+    assert found.posterior["head.outputs.bias"].dims[2:] == ("head.outputs.out",)
+    again = to_arviz(fit, problem.x, problem.y, draws=50)
+    np.testing.assert_array_equal(again["posterior_predictive"]["y"], found.posterior_predictive.y)
+
+
+def test_chains_tell_what_the_sampler_did():
+    fit, problem = small_fit("nuts")
+    stats = fit.to_arviz(problem.x, problem.y)["sample_stats"]
+    assert stats["diverging"].shape == (2, 60)
+    assert stats["diverging"].sum("draw").values.tolist() == list(fit.chains.divergences)
+    mean = stats["acceptance_rate"].mean("draw").values
+    np.testing.assert_allclose(mean, fit.chains.acceptance, atol=6e-4)  # Pyro's are of 3 digits
+    steps, depth = stats["n_steps"].values, stats["tree_depth"].values
+    assert ((steps >= 2 ** (depth - 1)) & (steps < 2**depth)).all()
+    assert depth.max() <= 4
+    assert np.ptp(stats["step_size"].values, axis=1).max() == 0
+
+
+def test_the_pit_of_counts_is_uniform_and_that_of_vectors_absent():
+    rate = torch.full((4000, 1), 1.5)
+    m = pa.Mixture(dist.Categorical(torch.ones(4000, 1)), dist.Poisson(rate))
+    y = m.sample(generator=torch.Generator().manual_seed(0))
+    pit = to_arviz(m, torch.arange(4000.0), y, draws=2)["pit"]["y"].values[0]
+    assert stats_of_uniform(pit) > 0.01
+    loc = torch.zeros(6, 5, 2, 3)
+    joint = pa.Mixture(dist.Categorical(torch.ones(6, 5, 2)), dist.Normal(loc, 1.0).to_event(1))
+    tree = posterior_to_arviz(
+        {"w": np.zeros((2, 3))}, lambda r: joint[:, r], torch.arange(5.0), torch.zeros(5, 3)
+    )
+    assert tree["posterior_predictive"]["y"].dims == ("chain", "draw", "obs", "target")
+    np.testing.assert_allclose(tree["log_likelihood"]["y"], -1.5 * np.log(2 * np.pi), rtol=1e-6)
+    assert "predictive_cdf" not in tree.children
+
+
+def stats_of_uniform(values):
+    from scipy.stats import kstest
+
+    return kstest(values, "uniform").pvalue
+
+
+def test_arviz_works_on_the_tree_of_a_fit():
+    az = pytest.importorskip("arviz_stats")
+    fit, problem = small_fit("mean field")
+    tree = fit.to_arviz(problem.x, problem.y, draws=200)
+    assert len(az.summary(tree)) == sum(w.numel() for w in fit.model.weights().values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few draws, and of rows that few others resemble
+        loo = az.loo(tree, pointwise=True)
+        assert np.isfinite(float(loo.elpd))
+        assert az.loo_pit(tree)["y"].sizes["obs"] == 40
+
+
 def test_arviz_draws_the_trees(bayes, tree):
     az, plots = pytest.importorskip("arviz_stats"), pytest.importorskip("arviz_plots")
     from matplotlib import pyplot as plt
@@ -189,6 +296,7 @@ def test_arviz_draws_the_trees(bayes, tree):
 def test_a_file_and_back(bayes, tree, tmp_path):
     xarray = pytest.importorskip("xarray")
     pytest.importorskip("h5netcdf")
+    pytest.importorskip("h5py")
     for each in (bayes[0], tree[0]):
         each.to_netcdf(tmp_path / "tree.nc", engine="h5netcdf")
         again = xarray.open_datatree(tmp_path / "tree.nc", engine="h5netcdf")

@@ -187,36 +187,44 @@ def report(
     level = probability("level", level)
     features = _features(x, names, len(as_values("y", y)))
     found = transforms(density, y, seed=seed)
-    rows = len(found.pit)
     along = {**features, "predicted mean": found.mean, "predicted spread": found.spread}
     drifts = tuple(d for name, v in along.items() if (d := drift(name, found.pit, v)) is not None)
-    names_of, p = ["PIT", "highest-density PIT"], [ecdf_p_value(found.pit), ecdf_p_value(found.hdr)]
-    names_of += [f"PIT along {d.name}" for d in drifts]
-    p += [d.p for d in drifts]
-    adjusted = _holm(np.array(p))
-    wrong = adjusted <= 1.0 - level
-    findings = [shape_of(found.pit), _dense(found.hdr), *(d.finding for d in drifts)]
-    said = [text if bad else "" for text, bad in zip(findings, wrong, strict=True)]
-    table = _table(test=names_of, p=p, adjusted=adjusted, finding=said)
+    tests, wrong = _tests(found, drifts, level)
     covered = coverage_table(found)
-    sharpness = {
+    return Report(
+        rows=len(found.pit),
+        verdict=verdict_of(found.pit, tests, covered, level),
+        advice=next_steps(wrong, len(found.pit), looked=x is not None),
+        calibrated=not bool(wrong.any()),
+        tests=tests,
+        coverage=covered,
+        reliability=reliability_table(found.pit),
+        drifts=drifts,
+        sharpness=_sharpness(found),
+        transforms=found,
+    )
+
+
+def _sharpness(found: Transforms) -> dict[str, float]:
+    return {
         "standard deviation": float(found.spread.mean()),
         "length of 90 % intervals": float(found.width.mean()),
         "log score": float(found.log_score.mean()),
         "CRPS": float(found.crps.mean()),
     }
-    return Report(
-        rows=rows,
-        verdict=verdict_of(found.pit, table, covered, level),
-        advice=next_steps(wrong, rows, looked=x is not None),
-        calibrated=not bool(wrong.any()),
-        tests=table,
-        coverage=covered,
-        reliability=reliability_table(found.pit),
-        drifts=drifts,
-        sharpness=sharpness,
-        transforms=found,
-    )
+
+
+def _tests(
+    found: Transforms, drifts: tuple[Drift, ...], level: float
+) -> tuple[np.recarray, NDArray[np.bool_]]:
+    """Give the table of tests, and which of them found a fault."""
+    names = ["PIT", "highest-density PIT", *(f"PIT along {d.name}" for d in drifts)]
+    p = [ecdf_p_value(found.pit), ecdf_p_value(found.hdr), *(d.p for d in drifts)]
+    adjusted = _holm(np.array(p))
+    wrong = adjusted <= 1.0 - level
+    findings = [shape_of(found.pit), _dense(found.hdr), *(d.finding for d in drifts)]
+    said = [text if bad else "" for text, bad in zip(findings, wrong, strict=True)]
+    return _table(test=names, p=p, adjusted=adjusted, finding=said), wrong
 
 
 def transforms(

@@ -45,15 +45,15 @@ def to_arviz(fit: Any, x: Any, y: ArrayLike | Tensor, *, draws: int = 1000, seed
     """Convert a fit or a density, with data it was not fitted on, to a ``DataTree``.
 
     Args:
-        fit: What has ``density(x)``, as a ``Fit`` does; or densities, batch shape (N,), or (M, N)
-            for the members of an ensemble.
+        fit: A ``Fit``, or another object that has ``density(x)``; or densities, batch shape (N,),
+            or (M, N) for the members of an ensemble.
         x: Inputs, N rows: tensor, array or data frame, whose index and columns are kept.
         y: Observed targets, shape (N,) or (N, D).
-        draws: Draws of y for each row.
+        draws: Draws of y for each row; of the weights, at most, where a fit has a posterior.
         seed: Of the draws.
 
     Returns:
-        As :func:`density_to_arviz`.
+        As :meth:`Fit.to_arviz <pyralloy.Fit.to_arviz>`, or as :func:`density_to_arviz`.
 
     Raises:
         ImportError: ArviZ is not installed.
@@ -68,6 +68,8 @@ def to_arviz(fit: Any, x: Any, y: ArrayLike | Tensor, *, draws: int = 1000, seed
         >>> sorted(tree.children)[:3], tree["pit"]["y"].dims
         (['constant_data', 'mixture', 'observed_data'], ('sample', 'obs'))
     """
+    if callable(own := getattr(fit, "to_arviz", None)):
+        return own(x, y, draws=draws, seed=seed)
     given = fit if isinstance(fit, Mixture) else None
     if given is None and not callable(getattr(fit, "density", None)):
         raise TypeError(f"fit is {type(fit).__name__}: give a Fit, or a Mixture.")
@@ -143,17 +145,19 @@ def posterior_to_arviz(
         density: Gives, for a slice of rows, the densities of every draw: batch shape
             (chain * draw, N'), the draws of the first chain first.
         x: Inputs, N rows.
-        y: Observed targets, shape (N,).
+        y: Observed targets, shape (N,) or (N, D).
         sample_stats: Of each draw, shape (chain, draw, ...), named as ArviZ names them:
             ``diverging``, ``energy``, ``acceptance_rate``, ``step_size``, ``tree_depth``, ``lp``.
-        dims: Names of the dimensions of weights, beyond chain and draw.
+        dims: Names of the dimensions of weights, beyond chain and draw; those of a linear layer
+            are ``<layer>.out`` and ``<layer>.in`` unless named here.
         seed: Of the draws of y, one for each draw of the posterior.
         attrs: Attributes of the tree.
 
     Returns:
         A ``DataTree`` with groups ``posterior``, ``log_likelihood``, ``predictive_cdf`` (exact),
         ``posterior_predictive``, ``observed_data``, ``constant_data``, ``pit`` and ``pointwise``
-        (of the pooled density, on these rows), and ``sample_stats`` where given. Memory grows as
+        (of the pooled density, on these rows), and ``sample_stats`` where given. A vector y has no
+        cdf and no PIT; of counts both are drawn within the step of the cdf at y. Memory grows as
         draws x rows.
 
     Raises:
@@ -165,42 +169,52 @@ def posterior_to_arviz(
         exploratory analysis of Bayesian models in Python. JOSS 4. doi:10.21105/joss.01143
     """
     inputs, observed, coords = _data(x, y)
-    if observed.ndim > 1:
-        raise ValueError(
-            f"y has shape {tuple(observed.shape)}: a posterior's tree is of a scalar y, (N,)."
-        )
     weights = {name: _array(v) for name, v in posterior.items()}
     shape = _draw_shape({**weights, **{k: _array(v) for k, v in (sample_stats or {}).items()}})
-    count, generator = shape[0] * shape[1], torch.Generator().manual_seed(seed)
-    size = (count, len(observed))
-    log_p, cdf, y_draws = np.empty(size), np.empty(size), np.empty(size, np.float32)
-    for rows, part in _pieces(density, len(observed)):
-        if part.batch_shape[0] != count:
-            raise ValueError(
-                f"density gives {part.batch_shape[0]} draws and posterior has {shape[0]} chains of "
-                f"{shape[1]}: give batch shape ({count}, rows)."
-            )
-        at, wide = observed[rows].to(torch.float64), part.to(torch.float64)
-        log_p[:, rows] = wide.log_prob(at).cpu().numpy()
-        cdf[:, rows] = wide.cdf(at).cpu().numpy()
-        y_draws[:, rows] = part.sample(generator=generator).cpu().numpy()
-    pooled = np.logaddexp.reduce(log_p, 0) - np.log(count)
-    log_p, cdf, y_draws = (v.reshape(*shape, -1) for v in (log_p, cdf, y_draws))
+    log_p, cdf, y_draws = _of_draws(density, observed, shape, torch.Generator().manual_seed(seed))
+    pooled = np.logaddexp.reduce(log_p, (0, 1)) - np.log(shape[0] * shape[1])
     rows = ["chain", "draw", "obs"]
     tree: dict[str, dict[str, Any]] = {
         "posterior": {k: (_weight_dims(k, v, dims), v) for k, v in weights.items()},
         "log_likelihood": {"y": (rows, log_p)},
-        "predictive_cdf": {"y": (rows, cdf)},
-        "posterior_predictive": {"y": (rows, y_draws)},
-        "pit": {"y": (["sample", "obs"], np.clip(cdf.mean((0, 1)), EDGE, 1 - EDGE)[None])},
+        "posterior_predictive": {"y": (rows + ["target"] * (observed.ndim - 1), y_draws)},
         "pointwise": {"log_score": (["obs"], -pooled)},
         **_observed(inputs, observed),
     }
+    if cdf is not None:
+        tree["predictive_cdf"] = {"y": (rows, cdf)}
+        tree["pit"] = {"y": (["sample", "obs"], np.clip(cdf.mean((0, 1)), EDGE, 1 - EDGE)[None])}
     if sample_stats:
         tree["sample_stats"] = {
             k: (_weight_dims(k, _array(v), None), _array(v)) for k, v in sample_stats.items()
         }
     return _tree(tree, coords, {"inference": "posterior", **(attrs or {})}, refuse=False)
+
+
+def _of_draws(
+    density: Callable[[slice], Mixture],
+    y: Tensor,
+    shape: tuple[int, int],
+    generator: torch.Generator,
+) -> tuple[Array, Array | None, Array]:
+    """Give each draw's log likelihoods, cdfs (None for a vector y) and one y of each row."""
+    count, vector = shape[0] * shape[1], tuple(y.shape[1:])
+    log_p = np.empty((count, len(y)))
+    drawn = np.empty((count, len(y), *vector), np.float32)
+    cdf = None if vector else np.empty_like(log_p)
+    for rows, part in _pieces(density, len(y)):
+        if part.batch_shape[0] != count:
+            raise ValueError(
+                f"density gives {part.batch_shape[0]} draws and posterior has {shape[0]} chains of "
+                f"{shape[1]}: give batch shape ({count}, rows)."
+            )
+        at, wide = y[rows].to(part.logits.device, torch.float64), part.to(torch.float64)
+        log_p[:, rows] = wide.log_prob(at).cpu().numpy()
+        if cdf is not None:
+            cdf[:, rows] = _spread_cdf(wide, at, generator).cpu().numpy()
+        drawn[:, rows] = part.sample(generator=generator).cpu().numpy()
+    log_p, drawn = log_p.reshape(*shape, -1), drawn.reshape(*shape, *drawn.shape[1:])
+    return log_p, None if cdf is None else cdf.reshape(*shape, -1), drawn
 
 
 def _data(x: Any, y: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
@@ -239,7 +253,10 @@ def _draw_shape(named: Mapping[str, Array]) -> tuple[int, int]:
 
 
 def _weight_dims(name: str, values: Array, dims: Mapping[str, list[str]] | None) -> list[str]:
-    own = (dims or {}).get(name, [f"{name}_dim_{i}" for i in range(values.ndim - 2)])
+    layer, _, kind = name.rpartition(".")
+    linear = {("weight", 4): [f"{layer}.out", f"{layer}.in"], ("bias", 3): [f"{layer}.out"]}
+    known = linear.get((kind, values.ndim)) if layer else None
+    own = (dims or {}).get(name, known or [f"{name}_dim_{i}" for i in range(values.ndim - 2)])
     return ["chain", "draw", *own]
 
 
@@ -261,6 +278,16 @@ def _pieces(density: Callable[[slice], Mixture], count: int) -> Any:
 
 
 @torch.no_grad()
+def _spread_cdf(density: Mixture, y: Tensor, generator: torch.Generator) -> Tensor:
+    """Evaluate the cdf at y, (..., N); of counts at one place within its step, the same for all."""
+    cdf = density.cdf(y)
+    if not family_of(density.components).support.integer:
+        return cdf
+    share = torch.rand(y.shape, generator=generator, dtype=cdf.dtype).to(cdf.device)
+    return cdf - share * density.log_prob(y).exp()
+
+
+@torch.no_grad()
 def _of_rows(
     pool: Mixture, y: Tensor, draws: int, generator: torch.Generator
 ) -> dict[tuple[str, tuple[str, ...]], Array]:
@@ -274,7 +301,7 @@ def _of_rows(
     }
     if not vector:
         # One sample of each row, in ArviZ's words.
-        pit = wide.cdf(at).clamp(EDGE, 1.0 - EDGE)[None]
+        pit = _spread_cdf(wide, at, generator).clamp(EDGE, 1.0 - EDGE)[None]
         found["pit:y", ("sample", "obs")] = pit
         if pool.num_components <= MANY:
             found["crps", ("obs",)] = wide.crps(at)

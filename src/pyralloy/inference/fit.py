@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pyro import distributions as dist
 from torch import Tensor
 
 from pyralloy import archive
 from pyralloy.answers import EntropyParts
 from pyralloy.checks import as_values, integer
-from pyralloy.families import kind_of
+from pyralloy.inference.pooled import joined, pooled
 from pyralloy.inference.posterior import Draws, Posterior
 from pyralloy.inference.storage import (
     Stored,
@@ -37,8 +36,6 @@ KIND = "fit"
 
 #: Components of an unpooled density that are made at once: rows are cut to keep below it.
 AT_ONCE = 4_000_000
-#: Components that are merged at once, and those that a merge in between keeps at least.
-MERGED, KEPT = 160, 20
 
 
 class VarianceParts(NamedTuple):
@@ -128,7 +125,7 @@ class Fit:
                 whole = self.model.density(as_values("x", x))
             return whole if reduce is None else whole.reduce(min(reduce, whole.num_components))
         chunks = self._chunks(x, draws, seed)
-        return _rows([_pooled(each, reduce) for each in chunks])
+        return joined([pooled(each, reduce) for each in chunks])
 
     def densities(self, x: Any, draws: int = 100, *, seed: int = 0) -> Mixture:
         """Give the density of y at ``x`` for each draw of the weights, not pooled.
@@ -148,7 +145,7 @@ class Fit:
         if self.posterior is None:
             point = self.density(x)
             return point.reshape(1, *point.batch_shape)
-        return _rows(list(self._chunks(x, draws, seed)), dim=1)
+        return joined(list(self._chunks(x, draws, seed)), dim=1)
 
     def predictive(self, x: Any, draws: int = 100, *, seed: int = 0) -> Tensor:
         """Draw y from the posterior predictive, one value from each draw of the weights.
@@ -238,6 +235,52 @@ class Fit:
         if self.posterior is None:
             return {}
         return self.posterior.draw(draws, torch.Generator().manual_seed(seed))
+
+    def to_arviz(self, x: Any, y: Any, *, draws: int = 1000, seed: int = 0) -> Any:
+        """Convert the fit, with data, to the labelled tree of arrays that ArviZ works on.
+
+        Where the weights are one value the tree holds the density on rows that were not fitted,
+        and ``loo`` refuses it. Of a posterior it holds draws of the weights by chain, and on those
+        rows each draw's log likelihood and exact cdf: give the fitted rows for ``loo``.
+
+        Args:
+            x: Inputs, as for :meth:`density`; the index and the columns of a data frame are kept.
+            y: Observed targets, shape (N,) or (N, D).
+            draws: Draws of y a row, where the weights are one value; draws of the weights, at
+                most, of a posterior: chains are thinned to it.
+            seed: Source of the draws.
+
+        Returns:
+            An ``xarray.DataTree``: see :func:`pyralloy.inference_data.density_to_arviz` and
+            :func:`~pyralloy.inference_data.posterior_to_arviz`.
+
+        Raises:
+            ImportError: ArviZ is not installed.
+            TypeError, ValueError: As for :meth:`density`; lengths that differ.
+        """
+        from pyralloy.inference_data import density_to_arviz, posterior_to_arviz
+
+        _require_draws(draws, seed)
+        rows = as_values("x", x)
+        if self.posterior is None:
+            return density_to_arviz(
+                lambda part: self.density(rows[part]), x, y, draws=draws, seed=seed
+            )
+        weights = self.posterior.chained(draws, torch.Generator().manual_seed(seed))
+        stats = None
+        if isinstance(self.posterior, Draws):
+            thin = self.posterior.kept(draws)
+            stats = {name: values[:, thin] for name, values in self.posterior.stats.items()}
+        flat = {name: values.flatten(0, 1) for name, values in weights.items()}
+        return posterior_to_arviz(
+            weights,
+            lambda part: self.model.densities(rows[part], flat),
+            x,
+            y,
+            sample_stats=stats,
+            seed=_other(seed, 0),
+            attrs={"temperature": self.temperature},
+        )
 
     def _chunks(self, x: Any, draws: int, seed: int) -> Iterator[Mixture]:
         """Give unpooled densities (S, N') of one chunk of rows after the other."""
@@ -396,37 +439,6 @@ def _named(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _require_draws(draws: int, seed: int) -> None:
     integer("draws", draws)
     integer("seed", seed, 0)
-
-
-def _pooled(each: Mixture, reduce: int | None) -> Mixture:
-    """Pool draws (S, N); few at a time where components are merged, of which the cost is cubic."""
-    if reduce is None:
-        return Mixture.pool(each, dim=0)
-    members, sizes = [each[s] for s in range(each.batch_shape[0])], [1] * each.batch_shape[0]
-    while len(members) > 1 or members[0].num_components > reduce:
-        group = max(2, MERGED // members[0].num_components)
-        last, kept, counts = len(members) <= group, [], []
-        for start in range(0, len(members), group):
-            part = sizes[start : start + group]
-            pooled = Mixture.pool(members[start : start + group], weights=part)
-            wanted = reduce if last else max(2 * reduce, KEPT)  # the last merge sees all of them
-            kept.append(pooled.reduce(min(wanted, pooled.num_components)))
-            counts.append(sum(part))
-        members, sizes = kept, counts
-    return members[0]
-
-
-def _rows(parts: list[Mixture], dim: int = 0) -> Mixture:
-    """Join densities along a batch dimension."""
-    if len(parts) == 1:
-        return parts[0]
-    kind = kind_of(parts[0].components)
-    columns = zip(*(kind.values(m.components) for m in parts), strict=True)
-    components = kind.build([torch.cat(values, dim) for values in columns])
-    logits = torch.cat([m.logits for m in parts], dim)
-    return Mixture(
-        dist.Categorical(logits=logits, validate_args=False), components, validate_args=False
-    )
 
 
 def _other(seed: int, part: int) -> int:

@@ -124,7 +124,8 @@ def nuts(
             slope.aim(_descend(potential, vector))
             found.append(_chain(slope, warmup, draws, options, record))
     vectors = torch.stack([chain.vectors for chain in found])  # (C, S, P)
-    posterior = Draws(unpack(potential.sites, vectors))
+    stats = {name: torch.stack([c.stats[name] for c in found]) for name in found[0].stats}
+    posterior = Draws(unpack(potential.sites, vectors), stats)
     r_hat, ess = _agreement(model, posterior, rows)
     divergences, acceptance, step_size = zip(*(c.said for c in found), strict=True)
     report = Chains(r_hat, ess, divergences, acceptance, step_size, slope.calls)
@@ -140,6 +141,7 @@ def nuts(
 class _Found(NamedTuple):
     vectors: Tensor
     said: tuple[int, float, float]
+    stats: dict[str, Tensor]
 
 
 class _Record:
@@ -217,18 +219,40 @@ def _chain(
     kernel, whitened = NUTS(potential_fn=slope, **options), slope.whitened
     kernel.initial_params = {"u": torch.zeros_like(whitened.centre)}
     kernel.setup(warmup)
-    values, kept = kernel.initial_params, []
+    values, kept, steps, means = kernel.initial_params, [], [], [0.0]
     for iteration in range(1, warmup + draws + 1):
+        before = slope.calls
         values = kernel.sample(values)
         vector = whitened.weights(values["u"].detach(), whitened.centre, whitened.root)
         if iteration > warmup:
             kept.append(vector)
+            steps.append(slope.calls - before)
+            means.append(kernel._mean_accept_prob)
         stage = "warm-up" if iteration <= warmup else "draws"
         record(iteration, warmup + draws, vector, stage)
-    divergent = len(kernel.diagnostics()["divergences"])
+    diverged = kernel.diagnostics()["divergences"]
     acceptance, step_size = float(kernel.logging()["acc. prob"]), float(kernel.step_size)
     kernel.cleanup()
-    return _Found(torch.stack(kept), (divergent, acceptance, step_size))
+    stats = _stats(diverged, steps, means, step_size)
+    return _Found(torch.stack(kept), (len(diverged), acceptance, step_size), stats)
+
+
+def _stats(
+    diverged: list[int], steps: list[int], means: list[float], step_size: float
+) -> dict[str, Tensor]:
+    """Tell each draw's part, (S,), by the names that ArviZ knows; ``means`` are running means."""
+    diverging = torch.zeros(len(steps), dtype=torch.bool)
+    diverging[diverged] = True
+    taken, running = torch.tensor(steps), torch.tensor(means, dtype=torch.float64)
+    rate = (running * torch.arange(len(means))).diff().clamp(0.0, 1.0)
+    depth = (taken + 1.0).log2().ceil().long()  # a tree of depth d has up to 2^d - 1 steps
+    return {
+        "diverging": diverging,
+        "acceptance_rate": rate,
+        "n_steps": taken,
+        "tree_depth": depth,
+        "step_size": torch.full((len(steps),), step_size, dtype=torch.float64),
+    }
 
 
 @torch.no_grad()

@@ -54,6 +54,10 @@ class Posterior(ABC):
         """Give one value of the weights to stand for them, or None where none is known."""
         return None
 
+    def chained(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw weights by chain, shapes (C, S / C, ...): independent draws are one chain."""
+        return {name: values[None] for name, values in self.draw(count, generator).items()}
+
 
 class Site(NamedTuple):
     """A site and how its values are cut out of one vector of real numbers.
@@ -185,6 +189,7 @@ class Draws(Posterior):
 
     Args:
         chains: By the names of the sites, shapes (C, S, ...).
+        stats: What the sampler says of each draw, by name, shapes (C, S).
 
     Example:
         >>> kept = Draws({"w": torch.arange(6.0).reshape(2, 3)})
@@ -192,8 +197,11 @@ class Draws(Posterior):
         [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     """
 
-    def __init__(self, chains: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, chains: Mapping[str, Tensor], stats: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.chains = {name: values.detach() for name, values in chains.items()}
+        self.stats = dict(stats or {})
 
     def __len__(self) -> int:
         return next(iter(self.chains.values())).shape[:2].numel()
@@ -204,6 +212,16 @@ class Draws(Posterior):
         rounds = [torch.randperm(total, generator=generator) for _ in range(-(-count // total))]
         rows = torch.cat(rounds)[:count]
         return {n: v.flatten(0, 1)[rows.to(v.device)] for n, v in self.chains.items()}
+
+    def kept(self, count: int) -> slice:
+        """Thin the draws of each chain, evenly, to no more than ``count`` of all chains."""
+        chains, draws = next(iter(self.chains.values())).shape[:2]
+        return slice(None, None, -(-draws // max(1, count // chains)))
+
+    def chained(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Give the draws in their order, thinned to about ``count``."""
+        del generator
+        return {name: values[:, self.kept(count)] for name, values in self.chains.items()}
 
 
 class Members(Posterior):

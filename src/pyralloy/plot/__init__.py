@@ -5,16 +5,9 @@ what a colour says, a line style, an opacity or a lightness says too. Axes are c
 they have labels already; ``ax.set(xlabel="redshift", ylabel="distance (Mpc)")`` names them.
 """
 
-from pyralloy.plot.conditional import (
-    components,
-    data,
-    density,
-    prior_predictive,
-    regions,
-    ridges,
-    samples,
-)
+from pyralloy.plot.conditional import components, density, prior_predictive, regions, ridges
 from pyralloy.plot.joint import corner
+from pyralloy.plot.points import data, samples
 from pyralloy.plot.progress import training
 from pyralloy.plot.trust import calibration, calibration_along, coverage, reliability, uncertainty
 
