@@ -70,7 +70,7 @@ class FlatParameters:
         """Cut vectors (..., P) into views of the parameters' shapes, in their order."""
         parts = vector.split([p.numel() for p in self._parameters], -1)
         lead = vector.shape[:-1]
-        return [part.view(*lead, *p.shape) for part, p in zip(parts, self._parameters, strict=True)]
+        return [part.view(lead + p.shape) for part, p in zip(parts, self._parameters, strict=True)]
 
     def names_in(self, module: nn.Module) -> list[str]:
         """Give the names that another module, of which this one is a part, has for them."""
