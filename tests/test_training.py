@@ -228,7 +228,7 @@ def test_held_out_rows_are_weighted_too():
         (torch.ones(3), ValueError, "weights has shape"),
         (torch.ones(400, 1), ValueError, "weights has shape"),
         (-torch.ones(400), ValueError, "weights holds -1"),
-        (torch.zeros(400), ValueError, "weights are all 0"),
+        (torch.zeros(400), ValueError, "weights are all zero"),
         (torch.full((400,), math.nan), ValueError, "weights holds NaN"),
         (["a"] * 400, TypeError, "weights has dtype"),
     ],

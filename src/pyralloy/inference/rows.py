@@ -138,7 +138,7 @@ def weighted_alike(rows: Rows) -> Rows:
         return rows
     largest = rows.weights.max()
     if not bool(largest > 0):
-        raise ValueError("weights are all 0: give some rows a weight above 0.")
+        raise ValueError("weights are all zero: give some rows a weight above 0.")
     weights = rows.weights / largest  # so that their sum cannot overflow
     if bool((weights == 0).any()):
         counted = weights.nonzero()[:, 0]
