@@ -99,6 +99,15 @@ def test_the_pool_is_the_mean_of_the_members():
     assert bool((parts.between > 0).all())
 
 
+def test_a_file_keeps_the_members_and_a_tree_shows_them(tmp_path):
+    fit = run()
+    fit.save(tmp_path / "fit.safetensors")
+    again = pa.load(tmp_path / "fit.safetensors")
+    assert torch.equal(again.density(PROBLEM.x).mean, fit.density(PROBLEM.x).mean)
+    tree = fit.to_arviz(HELD.x, HELD.y, draws=20)
+    assert tree["mixture"]["loc"].sizes["member"] == 3 and "posterior" not in tree.children
+
+
 def test_the_same_seed_gives_the_same_ensemble_bit_for_bit():
     torch.manual_seed(1)
     first = run(seed=3).weights()

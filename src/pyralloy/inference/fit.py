@@ -16,7 +16,7 @@ from pyralloy import archive
 from pyralloy.answers import EntropyParts
 from pyralloy.checks import as_values, integer
 from pyralloy.inference.pooled import joined, pooled
-from pyralloy.inference.posterior import Draws, Posterior
+from pyralloy.inference.posterior import Draws, Members, Posterior
 from pyralloy.inference.storage import (
     Stored,
     chains_of,
@@ -239,9 +239,10 @@ class Fit:
     def to_arviz(self, x: Any, y: Any, *, draws: int = 1000, seed: int = 0) -> Any:
         """Convert the fit, with data, to the labelled tree of arrays that ArviZ works on.
 
-        Where the weights are one value the tree holds the density on rows that were not fitted,
-        and ``loo`` refuses it. Of a posterior it holds draws of the weights by chain, and on those
-        rows each draw's log likelihood and exact cdf: give the fitted rows for ``loo``.
+        Where the weights are one value, or one a member, the tree holds the density on rows that
+        were not fitted, and ``loo`` refuses it. Of a posterior it holds draws of the weights by
+        chain, and on those rows each draw's log likelihood and exact cdf: give the fitted rows for
+        ``loo``.
 
         Args:
             x: Inputs, as for :meth:`density`; the index and the columns of a data frame are kept.
@@ -262,10 +263,10 @@ class Fit:
 
         _require_draws(draws, seed)
         rows = as_values("x", x)
-        if self.posterior is None:
-            return density_to_arviz(
-                lambda part: self.density(rows[part]), x, y, draws=draws, seed=seed
-            )
+        if self.posterior is None or isinstance(self.posterior, Members):
+            # Members are no draws: one axis where there are several, and loo means nothing of them.
+            each = self.density if self.posterior is None else self.densities
+            return density_to_arviz(lambda part: each(rows[part]), x, y, draws=draws, seed=seed)
         weights = self.posterior.chained(draws, torch.Generator().manual_seed(seed))
         stats = None
         if isinstance(self.posterior, Draws):

@@ -11,7 +11,7 @@ from torch.distributions import constraints
 
 from pyralloy.archive import Unreadable
 from pyralloy.inference.chains import Chains
-from pyralloy.inference.posterior import Draws, Gaussian, Point, Posterior, Site
+from pyralloy.inference.posterior import Draws, Gaussian, Members, Point, Posterior, Site
 from pyralloy.model import MDN
 
 __all__ = ["Stored", "chains_of", "describe_chains", "describe_posterior", "posterior_of_file"]
@@ -81,7 +81,8 @@ def posterior_of_file(stored: Stored, model: MDN) -> Posterior | None:
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError, RecursionError) as error:
         raise Unreadable(f"the posterior in the file makes no sense ({error}).") from error
     scales = {} if model.prior is None else model.prior.scales(weights)
-    known = {name: weights[name] for name in model.uncertain()}
+    names = weights if isinstance(made, Members) else model.uncertain()
+    known = {name: weights[name] for name in names}
     wrong = sorted(drawn.keys() ^ (known.keys() | scales.keys())) or [
         name
         for name, weight in known.items()
@@ -175,6 +176,12 @@ def _draws(tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> Posterior
     return Draws(_in_order(tensors, notes))
 
 
+def _members(tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> Posterior:
+    if len({values.shape[:1] for values in tensors.values()}) != 1:
+        raise ValueError("members differ in number")
+    return Members(_in_order(tensors, notes))
+
+
 def _ordered(tensors: dict[str, Tensor]) -> Stored:
     return Stored(tensors, {"order": list(tensors)})  # a file sorts names
 
@@ -188,6 +195,7 @@ def _in_order(tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> dict[s
 #: Posteriors that are numbers, by the names that a file has for them.
 FORMS = {
     "gaussian": _Form(Gaussian, _describe_gaussian, _gaussian),
+    "members": _Form(Members, lambda kept: _ordered(kept.values), _members),
     "draws": _Form(Draws, lambda kept: _ordered(kept.chains), _draws),
     "point": _Form(
         Point, lambda point: _ordered(point.centre()), lambda t, n: Point(_in_order(t, n))
