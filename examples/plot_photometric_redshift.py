@@ -76,5 +76,5 @@ axes[1].set(xlabel="true redshift", ylabel="redshift, 90 % conformal region")
 axes[1].legend(frameon=False, loc="upper left")
 
 # %%
-# Nearly: the densities are a little too wide, as 1,500 galaxies show. The regions hold about nine
-# redshifts in ten, in two pieces where two distances explain the colours.
+# They are right as far as 1,500 galaxies tell, and the regions hold about nine redshifts in ten, in
+# two pieces where two distances explain the colours.
