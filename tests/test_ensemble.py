@@ -157,6 +157,8 @@ def test_members_of_a_guide_are_posteriors_whose_mixture_is_drawn():
     assert fit.density(PROBLEM.x[:3], draws=10).num_components == 50
     points = run(make, members=2, guide=AutoDelta, max_steps=40)
     assert points.density(PROBLEM.x[:3]).num_components == 10
+    tree = points.to_arviz(HELD.x, HELD.y, draws=20)  # two values of the weights are no posterior
+    assert tree["mixture"]["loc"].sizes["member"] == 2 and "posterior" not in tree.children
 
 
 @pytest.mark.parametrize(

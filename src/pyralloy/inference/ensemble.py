@@ -201,14 +201,18 @@ def _side_by_side(models: list[MDN], seeds: list[int], data: Data, plan: Plan, s
         # What stops a lane stops none of the others: it goes through the loop, which recovers.
         each[lane] = _alone(models[lane], seeds[lane], data, plan, None)
     said = tuple(dict.fromkeys(text for one in each for text in one.diagnostics))
-    values = [model.weights() for model in models]
-    posterior = Members({n: torch.stack([v[n].detach() for v in values]) for n in values[0]})
+    posterior = _members(models)
     history = course.history()
     whole = Fit(models[0], history, plan.baseline, last, interrupted, said, posterior=posterior)
     if data.held_out is not None:
         held = data.held_out
         history.validation[-1] = -float(_weighted(whole.density(held.x).log_prob(held.y), held))
     return whole
+
+
+def _members(models: list[MDN]) -> Members:
+    values = [model.weights() for model in models]
+    return Members({n: torch.stack([v[n].detach() for v in values]) for n in values[0]})
 
 
 def _weighted(values: Tensor, rows: Rows) -> Tensor:
@@ -327,7 +331,10 @@ def _one_by_one(
             break
     first, interrupted = each[0], each[-1].interrupted or stop.requested
     said = tuple(dict.fromkeys(text for one in each for text in one.diagnostics))
-    posterior = Several([(one.posterior, one.model.weights()) for one in each])
+    if any(one.posterior is not None for one in each):
+        posterior = Several([(one.posterior, one.model.weights()) for one in each])
+    else:
+        posterior = _members([one.model for one in each])
     history = first.history
     return Fit(
         first.model,

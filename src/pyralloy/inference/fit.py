@@ -265,8 +265,11 @@ class Fit:
         rows = as_values("x", x)
         if self.posterior is None or isinstance(self.posterior, Members):
             # Members are no draws: one axis where there are several, and loo means nothing of them.
+            count = 1 if self.posterior is None else len(self.posterior)
             each = self.density if self.posterior is None else self.densities
-            return density_to_arviz(lambda part: each(rows[part]), x, y, draws=draws, seed=seed)
+            return density_to_arviz(
+                lambda part: each(rows[part], count), x, y, draws=draws, seed=seed
+            )
         weights = self.posterior.chained(draws, torch.Generator().manual_seed(seed))
         stats = None
         if isinstance(self.posterior, Draws):

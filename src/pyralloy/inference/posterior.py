@@ -269,9 +269,6 @@ class Several(Posterior):
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw as often from each member, so that there may be a few draws more than ``count``."""
-        if all(posterior is None for posterior, _ in self._members):
-            stacked = {n: [w[n] for _, w in self._members] for n in self._members[0][1]}
-            return Members({n: torch.stack(v) for n, v in stacked.items()}).draw(count, generator)
         each = -(-count // len(self._members))
         parts = []
         for posterior, weights in self._members:
