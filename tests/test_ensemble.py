@@ -1,5 +1,6 @@
 """Ensembles: members trained side by side are the members trained alone, pooled exactly."""
 
+import itertools
 import math
 
 import numpy as np
@@ -10,9 +11,14 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import nn
 
 import pyralloy as pa
+from pyralloy.inference.batches import Batches
+from pyralloy.inference.crew import gather_crew
+from pyralloy.inference.ensemble import side_by_side
+from pyralloy.inference.interrupts import Stop
 from pyralloy.inference.lanes import Lanes
 from pyralloy.inference.objective import pyro_runtime
-from pyralloy.inference.rows import Rows
+from pyralloy.inference.rows import Rows, folds
+from pyralloy.inference.svi import fit_weights
 from pyralloy.inference.training import Plan
 
 F32, F64 = torch.float32, torch.float64
@@ -134,6 +140,41 @@ def test_nothing_held_out_keeps_the_last_weights():
     fit = run(validation=None)
     assert bool(np.isnan(fit.history.validation).all())
     assert fit.weights()["head.outputs.bias"].shape == (3, 15)
+
+
+def test_every_row_is_held_out_by_one_member_and_fitted_by_the_others():
+    rows = Rows(PROBLEM.x[:50], PROBLEM.y[:50])
+    parts = list(itertools.islice(folds(rows, 0.2, torch.Generator().manual_seed(0)), 10))
+    held = torch.stack([out for _, out in parts]).long()
+    for first in (0, 5):  # twice through all rows, in orders of their own
+        assert torch.equal(held[first : first + 5].flatten().sort().values, torch.arange(50))
+    assert not torch.equal(held[0].sort().values, held[5].sort().values)
+    for kept, out in parts:
+        assert torch.equal(torch.cat([kept, out.long()]).sort().values, torch.arange(50))
+
+
+def test_a_member_that_holds_out_rows_has_the_weights_it_would_have_alone():
+    """Each is trained on what it keeps, and its weights are chosen by what it holds out."""
+    plan = Plan(learning_rate=0.01, batch_size=32, max_steps=100, every=5, progress=False)
+    crews = []
+    for _ in range(2):
+        models = [make_model(seed, dtype=F64) for seed in range(3)]
+        crews.append(gather_crew(models, [4, 5, 6], (PROBLEM.x, PROBLEM.y), plan, 0.2))
+    drawn = side_by_side(crews[0], Stop()).weights()
+    for number, member in enumerate(crews[1]):
+        alone = fit_weights(member.model, member.own, Stop())
+        assert len(member.own.held_out.y) == 80 and len(member.own.rows.y) == 320
+        for name, weight in alone.model.weights().items():
+            assert torch.allclose(drawn[name][number], weight, atol=1e-8)
+
+
+def test_batches_of_some_rows_use_each_of_them_equally_often():
+    index = torch.tensor([1, 5, 7])
+    everyone = Batches((torch.arange(9),), 9, 0, index)
+    assert everyone.at(0)[0].tolist() == everyone.at(1)[0].tolist() == [1, 5, 7]
+    some = Batches((torch.arange(9),), 2, 0, index)
+    drawn = torch.cat([some.at(step)[0] for step in range(3)])
+    assert drawn.bincount()[index].tolist() == [2, 2, 2] and len(drawn) == 6
 
 
 def test_running_statistics_are_refused():

@@ -33,6 +33,7 @@ class Batches:
         tensors: Of equal length N, on the device where training runs.
         size: Rows a batch; N or more means all rows, unshuffled.
         seed: Where the order comes from.
+        index: Which rows to draw from, without repeats; None draws from all.
 
     Example:
         >>> batches = Batches((torch.arange(5),), size=2, seed=0)
@@ -41,9 +42,11 @@ class Batches:
         [2, 2, 2, 2, 2]
     """
 
-    def __init__(self, tensors: tuple[Tensor, ...], size: int, seed: int) -> None:
-        self._tensors, self._seed = tensors, seed
-        self._rows = tensors[0].shape[0]
+    def __init__(
+        self, tensors: tuple[Tensor, ...], size: int, seed: int, index: Tensor | None = None
+    ) -> None:
+        self._tensors, self._seed, self._index = tensors, seed, index
+        self._rows = len(tensors[0] if index is None else index)
         self.size = min(size, self._rows)
         self._steps = max(1, min(BLOCK, self._rows) // self.size)  # of a block
         self._block: tuple[int, tuple[Tensor, ...]] = (-1, ())
@@ -52,6 +55,9 @@ class Batches:
     def at(self, step: int) -> tuple[Tensor, ...]:
         """Give the batch of a step."""
         if self.size == self._rows:
+            if self._index is not None:
+                self._tensors = tuple(t.index_select(0, self._index) for t in self._tensors)
+                self._index = None
             return self._tensors
         number, within = divmod(step, self._steps)
         if self._block[0] != number:
@@ -68,6 +74,7 @@ class Batches:
             pieces.append(self._epoch(epoch)[first:last])
             start += last - first
         index = torch.cat(pieces).to(self._tensors[0].device)
+        index = index if self._index is None else self._index[index]
         self._block = (-1, ())  # the old block need not stay while the new one is made
         return tuple(t.index_select(0, index) for t in self._tensors)
 

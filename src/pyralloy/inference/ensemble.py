@@ -11,24 +11,24 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from pyralloy.checks import integer, positive
 from pyralloy.inference.batches import Batches
-from pyralloy.inference.checkpoint import Files
-from pyralloy.inference.data import Data, gather
+from pyralloy.inference.crew import Member, gather_crew, held_out, plain
 from pyralloy.inference.diagnostics import FitWarning, settled
 from pyralloy.inference.fit import Fit
 from pyralloy.inference.interrupts import Stop, interrupts
 from pyralloy.inference.lanes import Lanes
 from pyralloy.inference.posterior import Members, Several
-from pyralloy.inference.ready import Ready, prepare
+from pyralloy.inference.ready import Ready
 from pyralloy.inference.rows import Rows
 from pyralloy.inference.schedules import Schedule, one_cycle
-from pyralloy.inference.svi import fit, running
+from pyralloy.inference.svi import first_plan, fit_guide, fit_weights, running
 from pyralloy.inference.training import Plan
+from pyralloy.inference.variational import Approximation, require_guide
 from pyralloy.model import MDN
+from pyralloy.networks import evaluating
 
 __all__ = ["ensemble"]
 
@@ -51,14 +51,14 @@ def ensemble(
     progress: bool = True,
     device: torch.device | str | None = None,
 ) -> Fit:
-    r"""Train members that differ by their start and the order of their batches, and pool them.
+    r"""Train members that differ by their start and the rows they hold out, and pool them.
 
     .. math:: p(y \mid x) = \frac{1}{M} \sum_{m} p(y \mid x, w_m)
 
-    The members have the same rows, of which the same are held out; each keeps its own best weights.
-    They are trained side by side, as one leading dimension, which costs a fraction of training one
-    after the other; each comes to the weights it would have alone, to rounding. Members of a
-    ``guide`` are trained one by one.
+    Each member holds out a fraction of the rows of its own, as in cross-validation, and keeps the
+    weights that are best on them: so no row is lost to all. They are trained side by side, as one
+    leading dimension, which costs a fraction of training one after the other; each comes to the
+    weights it would have alone, to rounding. Members of a ``guide`` are trained one by one.
 
     Args:
         make_model: Gives the model of a seed, of the same parts each time:
@@ -69,7 +69,8 @@ def ensemble(
         members: How many, M, at least 2.
         guide: As in :func:`pyralloy.fit`, for models with a prior: each member then is a posterior
             of its own, and the ensemble their mixture.
-        validation: As in :func:`pyralloy.fit`.
+        validation: Fraction of the rows that each member holds out, others than the member before
+            it; a pair ``(x, y)``, which all are scored on; or None, which keeps the last weights.
         seed: Source of the rows held out and of the members' seeds.
         learning_rate: Peak of the schedule.
         schedule: As in :func:`pyralloy.fit`.
@@ -83,7 +84,8 @@ def ensemble(
     Returns:
         A :class:`~pyralloy.Fit`, whose ``density`` is the exact pool of M K components, and whose
         ``densities`` are the members'. ``model`` is the first member's. ``history`` holds means
-        over members; the last row's ``validation`` is that of the pool of the weights kept.
+        over members. The last row's ``validation`` is that of the weights kept: of their pool, on a
+        pair; of each member on the rows it held out, where the pool has no score of its own.
 
     Raises:
         TypeError: ``make_model`` does not give an ``MDN``.
@@ -123,11 +125,12 @@ def ensemble(
     with interrupts() as stop:
         for model in models:
             model.to(device)
-        data = gather(models[0], x, y, None, size=None, validation=validation, seed=seed)
-        if guide is None and all(model.prior is None for model in models):
-            fitted = _side_by_side(models, seeds, data, plan, stop)
+            require_guide(model, guide)
+        crew = gather_crew(models, seeds, (x, y), plan, validation)
+        if guide is None:
+            fitted = side_by_side(crew, stop)
         else:
-            fitted = _one_by_one(models, seeds, data, plan, stop, guide)
+            fitted = _one_by_one(crew, stop, Approximation(guide))
     if fitted.interrupted:
         warnings.warn(
             f"the ensemble was interrupted at step {fitted.history.step[-1]} of {steps}; each "
@@ -174,68 +177,57 @@ def _made(make_model: Callable[[int], MDN], seeds: list[int]) -> list[MDN]:
 # -- side by side ---------------------------------------------------------------------------------
 
 
-def _side_by_side(models: list[MDN], seeds: list[int], data: Data, plan: Plan, stop: Stop) -> Fit:
-    ready = _started(models, seeds, data, plan)
-    plan, rows = ready.plan, ready.rows
+def side_by_side(crew: list[Member], stop: Stop) -> Fit:
+    """Train by maximum likelihood, all members in one step, and pool them."""
+    ready, models = crew[0].ready, [member.model for member in crew]
+    plan = ready.plan
     with running(models[0], plan):
         lanes = Lanes(models, ready.size, plan)
-        course = _Course(lanes, ready)
+        course = _Course(lanes, plan, held_out(crew))
         try:
-            course.run([Batches(rows.tensors(), plan.batch_size, s) for s in seeds], stop)
+            course.run([member.batches() for member in crew], stop)
         finally:
             lanes.end(course.kept)
             for model in models:
                 model.eval()
     interrupted, last = stop.requested, course.rows[-1][0]
-    each = [
-        settled(
-            Fit(model, course.history(), plan.baseline, int(step)),
-            rows,
-            ready.held_out,
-            returns=[],
-            complete=not interrupted and rows.weights is None,
-        )
-        for model, step in zip(models, course.best_step, strict=True)
-    ]
-    for lane in course.broken():
-        # What stops a lane stops none of the others: it goes through the loop, which recovers.
-        each[lane] = _alone(models[lane], seeds[lane], data, plan, None)
+    broken, each = course.broken(), []
+    for lane, (member, step) in enumerate(zip(crew, course.best_step, strict=True)):
+        own = member.own
+        if lane in broken:
+            # What stops a lane stops none of the others: it goes through the loop, which recovers.
+            member.restart()
+            each.append(_alone(member, own, stop, None))
+            continue
+        fit = Fit(member.model, course.history(), plan.baseline, int(step))
+        complete = not interrupted and own.rows.weights is None
+        each.append(settled(fit, own.rows, own.held_out, returns=[], complete=complete))
     said = tuple(dict.fromkeys(text for one in each for text in one.diagnostics))
     posterior = _members(models)
     history = course.history()
     whole = Fit(models[0], history, plan.baseline, last, interrupted, said, posterior=posterior)
-    if data.held_out is not None:
-        held = data.held_out
-        history.validation[-1] = -float(_weighted(whole.density(held.x).log_prob(held.y), held))
+    if ready.held_out is not None:
+        history.validation[-1] = plan.offset + _score_of_pool(models, ready.held_out)
+    elif crew[0].out is not None:
+        history.validation[-1] = plan.offset + float(course.best.mean())
     return whole
 
 
-def _members(models: list[MDN]) -> Members:
-    values = [model.weights() for model in models]
-    return Members({n: torch.stack([v[n].detach() for v in values]) for n in values[0]})
-
-
-def _weighted(values: Tensor, rows: Rows) -> Tensor:
-    return values.mean() if rows.weights is None else (values * rows.weights).mean()
-
-
-def _started(models: list[MDN], seeds: list[int], data: Data, plan: Plan) -> Ready:
-    """Standardise once, and start each member from its own seed."""
-    ready = None
-    for model, seed in zip(models, seeds, strict=True):
-        # Not owned: the rows in their own units are needed again.
-        own = replace(data, generator=torch.Generator().manual_seed(seed), owned=False)
-        begun = prepare(model, own, plan, Files(), initialise=True)
-        ready = ready or begun
-    assert ready is not None  # noqa: S101 - there are two members or more
-    return ready
+def _score_of_pool(models: list[MDN], rows: Rows) -> float:
+    """Give the mean negative log density of standardised rows, of the pool of the members."""
+    each = []
+    for model in models:
+        with evaluating(model):
+            each.append(model.network(rows.x).log_prob(rows.y).to(torch.float64))
+    pooled = torch.stack(each).logsumexp(0) - math.log(len(models))  # (N,)
+    return -float(pooled.mean() if rows.weights is None else (pooled * rows.weights).mean())
 
 
 class _Course:
     """Lanes on their way: what was seen of each, and its best weights."""
 
-    def __init__(self, lanes: Lanes, ready: Ready) -> None:
-        self.lanes, self._ready = lanes, ready
+    def __init__(self, lanes: Lanes, plan: Plan, held_out: Rows | None) -> None:
+        self.lanes, self._plan, self._held_out = lanes, plan, held_out
         self.kept = lanes.weights.clone()  # (M, P)
         self.best = torch.full((len(self.kept),), math.inf, dtype=torch.float64)
         self.best_step = torch.zeros(len(self.kept), dtype=torch.int64)
@@ -243,7 +235,7 @@ class _Course:
 
     def run(self, batches: list[Batches], stop: Stop) -> None:
         """Train all lanes to the end, or until it is asked to stop."""
-        plan, begun = self._ready.plan, time.perf_counter()
+        plan, begun = self._plan, time.perf_counter()
         total, counted = torch.zeros_like(self.best), 0
         with tqdm(
             total=plan.max_steps, desc="ensemble", unit="step", disable=not plan.progress
@@ -270,7 +262,7 @@ class _Course:
 
     def _look(self, step: int) -> float:
         """Keep the weights of each lane that are its best, and give the mean held-out loss."""
-        held, average = self._ready.held_out, self.lanes.average
+        held, average = self._held_out, self.lanes.average
         finite = average.isfinite().all(-1).cpu()
         if held is None:
             losses, better = torch.full_like(self.best, math.nan), finite
@@ -282,7 +274,7 @@ class _Course:
         self.kept[better] = average[better]
         self.best[better], self.best_step[better] = losses[better], step
         known = losses[losses.isfinite()]
-        return float(known.mean()) + self._ready.plan.offset if len(known) else math.nan
+        return float(known.mean()) + self._plan.offset if len(known) else math.nan
 
     def broken(self) -> list[int]:
         """Name the lanes that never had finite weights, or lost them."""
@@ -296,53 +288,37 @@ class _Course:
         return np.array(self.rows, dtype=kinds).view(np.recarray)
 
 
+def _members(models: list[MDN]) -> Members:
+    values = [model.weights() for model in models]
+    return Members({n: torch.stack([v[n].detach() for v in values]) for n in values[0]})
+
+
 # -- one by one -----------------------------------------------------------------------------------
 
 
-def _alone(model: MDN, seed: int, data: Data, plan: Plan, guide: Any) -> Fit:
-    """Train one member as a fit of its own, on the rows of all."""
-    held, rows = data.held_out, data.rows
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FitWarning)  # said once, of all members
-        return fit(
-            model,
-            rows.x,
-            rows.y,
-            guide=guide,
-            validation=None if held is None else (held.x, held.y),
-            seed=seed,
-            learning_rate=plan.learning_rate,
-            schedule=plan.schedule,
-            clip=plan.clip,
-            batch_size=plan.batch_size or None,
-            max_steps=plan.max_steps,
-            compile=plan.compile,
-            progress=plan.progress,
-        )
+def _alone(member: Member, own: Ready, stop: Stop, how: Approximation | None) -> Fit:
+    """Train one member by itself."""
+    if how is None:
+        return fit_weights(member.model, own, stop)
+    alone, first = plain(member.model), first_plan(own.plan, None)
+    return fit_guide(member.model, alone, own, stop, how=how, first=first)
 
 
-def _one_by_one(
-    models: list[MDN], seeds: list[int], data: Data, plan: Plan, stop: Stop, guide: Any
-) -> Fit:
+def _one_by_one(crew: list[Member], stop: Stop, how: Approximation) -> Fit:
     each = []
-    for model, seed in zip(models, seeds, strict=True):
-        each.append(_alone(model, seed, data, plan, guide))
-        if each[-1].interrupted or stop.requested:
+    for member in crew:
+        each.append(_alone(member, member.own, stop, how))
+        if stop.requested:
             break
-    first, interrupted = each[0], each[-1].interrupted or stop.requested
     said = tuple(dict.fromkeys(text for one in each for text in one.diagnostics))
     if any(one.posterior is not None for one in each):
         posterior = Several([(one.posterior, one.model.weights()) for one in each])
     else:
         posterior = _members([one.model for one in each])
-    history = first.history
-    return Fit(
-        first.model,
-        history,
-        first.marginal,
-        first.best_step,
-        interrupted,
-        said,
+    return replace(
+        each[0],
+        interrupted=stop.requested,
+        diagnostics=said,
         posterior=posterior,
-        temperature=first.temperature,
+        guide=None,
     )

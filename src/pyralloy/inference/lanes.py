@@ -46,6 +46,7 @@ class Lanes:
         self.average = self.weights.clone()
         self._mean, self._square = torch.zeros_like(self.weights), torch.zeros_like(self.weights)
         self._model, self._plan, self._steps = models[0], plan, 0
+        self._y_ndim = 1 if models[0].head.targets is None else 2
         self._objectives = [Objective(model, empty_guide, size) for model in models]
         self._names = self._flats[0].names_in(self._objectives[0].module)
         self._own_names = self._flats[0].names_in(self._model)
@@ -64,17 +65,22 @@ class Lanes:
 
     @torch.no_grad()
     def scores(self, values: Tensor, rows: Rows) -> Tensor:
-        """Evaluate log densities (M, N) of standardised rows under weights ``values`` (M, P)."""
+        """Evaluate log densities (M, N) of standardised rows under weights ``values`` (M, P).
+
+        The rows are the same for all lanes, or have a leading dimension of them.
+        """
+        own = rows.y.ndim > self._y_ndim
 
         def one(vector: Tensor, x: Tensor, y: Tensor) -> Tensor:
             return self._model.network(x, self.named(vector)).log_prob(y)
 
-        every = vmap(one, in_dims=(0, None, None))
+        lanes = 0 if own else None
+        every = vmap(one, in_dims=(0, lanes, lanes))
         chunk = max(1, AT_ONCE // (len(values) * self._model.head.components))
         training = self._model.training
         self._model.eval()
         try:
-            parts = zip(rows.x.split(chunk), rows.y.split(chunk), strict=True)
+            parts = zip(rows.x.split(chunk, int(own)), rows.y.split(chunk, int(own)), strict=True)
             return torch.cat([every(values, x, y) for x, y in parts], 1)
         finally:
             self._model.train(training)

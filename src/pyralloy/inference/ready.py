@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyralloy.families.contract import Support
 from pyralloy.inference.batches import Batches, BatchSource
 from pyralloy.inference.checkpoint import Files, Rider, Saving, layout
 from pyralloy.inference.data import Data, Reading
@@ -16,12 +17,11 @@ from pyralloy.inference.rows import Rows, standardised
 from pyralloy.inference.training import Plan
 from pyralloy.initialise import place_components, redraw, spread_kinks
 from pyralloy.marginal import marginal_density
-from pyralloy.mixture import Mixture
 from pyralloy.model import MDN
 from pyralloy.networks import MLP
 from pyralloy.scaling import INPUT_LIMIT
 
-__all__ = ["Ready", "prepare"]
+__all__ = ["Ready", "baseline", "prepare", "start_weights"]
 
 #: Rows of an evaluation at once.
 CHUNK = 4096
@@ -81,23 +81,23 @@ def prepare(model: MDN, data: Data, plan: Plan, files: Files, *, initialise: boo
     support = model.head.family.support
     model.x_scaling.fit(rows.x, limit=INPUT_LIMIT)
     model.y_scaling.fit(rows.y, support)
-    marginal = marginal_density(rows.y[_some(rows.y)], circular=support.circular)
     plan = replace(
         plan,
         batch_size=plan.batch_size or min(max(len(rows.y) // 16, 16), 128),
         offset=model.y_scaling.log_jacobian,
-        baseline=_baseline(marginal, rows if held_out is None else held_out),
+        baseline=baseline(rows.y, rows if held_out is None else held_out, support),
     )
     held_out = None if held_out is None else standardised(model, held_out)
     rows = standardised(model, rows, reuse=owned)
     if initialise:
-        _initialise(model, rows.x, rows.y, generator)
+        start_weights(model, rows.x, rows.y, generator)
     _require_one_density_a_row(model, rows.x)
     identity |= layout(model) if files.used else {}
     return Ready(rows, held_out, plan, size, reading, files, identity)
 
 
-def _initialise(model: MDN, z: Tensor, t: Tensor, generator: torch.Generator) -> None:
+def start_weights(model: MDN, z: Tensor, t: Tensor, generator: torch.Generator) -> None:
+    """Draw first weights from standardised rows; those of a trunk not our own stay."""
     redraw(model.head, generator)
     if isinstance(model.trunk, MLP):
         redraw(model.trunk, generator)
@@ -116,8 +116,9 @@ def _require_one_density_a_row(model: MDN, z: Tensor) -> None:
         )
 
 
-def _baseline(marginal: Mixture, rows: Rows) -> float:
-    """Score a density that ignores x on rows: on evenly spaced ones, where there are many."""
+def baseline(y: Tensor, rows: Rows, support: Support) -> float:
+    """Score the density of ``y`` that ignores x on rows; on evenly spaced ones where many."""
+    marginal = marginal_density(y[_some(y)], circular=support.circular)
     some = Rows(*(t[_some(t)] for t in rows.tensors()))
     # A kernel a row of y: fewer rows at once hold as many numbers as those of a model.
     return _mean_nll(lambda _, y: marginal.log_prob(y), some, CHUNK // 16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ __all__ = [
     "Rows",
     "checked",
     "copies",
+    "folds",
     "require_reach",
     "require_spread",
     "split",
@@ -103,6 +105,18 @@ def split(
                 f"{tuple(rows.x.shape[1:])}: give the same columns."
             )
         return rows, held_out
+    kept, out = next(iter(folds(rows, validation, generator)))
+    return rows.at(kept), rows.at(out)
+
+
+def folds(
+    rows: Rows, validation: float, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give, again and again, which rows to train on and which to hold out: sorted, and not.
+
+    What is held out goes through the rows, in a random order, until all had their turn; then the
+    order is drawn anew. Copies stay together, as :func:`split` says.
+    """
     fraction, count = positive("validation", validation, 1.0), len(rows.x)
     held = min(max(1, round(fraction * count)), MOST_HELD_OUT)
     if count - held < 2:
@@ -111,12 +125,18 @@ def split(
             "at least 2 are needed; give more rows, a smaller fraction, or validation=None."
         )
     short = torch.int32 if count < 2**31 else torch.int64  # half the memory
-    order = torch.randperm(count, generator=generator, dtype=short).to(rows.x.device)
-    order, held = _together(copies(rows), order, held)
-    out, kept = order[:held].clone(), torch.ones(count, dtype=torch.bool, device=order.device)
-    kept[out.long()] = False
-    del order
-    return rows.at(kept.nonzero()[:, 0]), rows.at(out)
+    sets = copies(rows)
+    while True:
+        shuffled = torch.randperm(count, generator=generator, dtype=short).to(rows.x.device)
+        for start in range(0, held * max(1, count // held), held):
+            order, cut = _together(sets, shuffled.roll(-start) if start else shuffled, held)
+            out, kept = (
+                order[:cut].clone(),
+                torch.ones(count, dtype=torch.bool, device=order.device),
+            )
+            kept[out.long()] = False
+            del order
+            yield kept.nonzero()[:, 0], out
 
 
 def _weights(weights: Any, y: Tensor) -> Tensor:

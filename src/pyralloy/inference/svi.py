@@ -27,7 +27,7 @@ from pyralloy.inference.training import Callback, Plan, Trace, ended_by_itself, 
 from pyralloy.inference.variational import Approximation, approximate, require_guide
 from pyralloy.model import MDN
 
-__all__ = ["fit", "running"]
+__all__ = ["first_plan", "fit", "fit_guide", "fit_weights", "running"]
 
 
 def fit(
@@ -211,10 +211,10 @@ def fit(
             initialise=initialise,
         )
         if guide is None:
-            fitted = _fit(model, ready, stop, begun=initialise)
+            fitted = fit_weights(model, ready, stop, begun=initialise)
         else:
-            first = _first(plan, start)
-            fitted = _fit_guide(model, plain, ready, stop, how=how, first=first)
+            first = first_plan(plan, start)
+            fitted = fit_guide(model, plain, ready, stop, how=how, first=first)
     if fitted.interrupted:
         warnings.warn(
             f"the fit was interrupted at step {fitted.history.step[-1]} of {max_steps}; the model "
@@ -236,7 +236,7 @@ def _fraction(name: str, value: float) -> float:
     return 0.0 if value == 0 else positive(name, value, 1.0)
 
 
-def _first(plan: Plan, start: int | None) -> Plan | None:
+def first_plan(plan: Plan, start: int | None) -> Plan | None:
     """Plan the run before that of a guide; None for no run."""
     steps = plan.max_steps // 2 if start is None else integer("start", start, 0)
     every = max(1, steps // 100)
@@ -262,7 +262,7 @@ def running(model: MDN, plan: Plan) -> Iterator[None]:
             model.eval()
 
 
-def _fit(model: MDN, ready: Ready, stop: Stop, *, begun: bool) -> Fit:
+def fit_weights(model: MDN, ready: Ready, stop: Stop, *, begun: bool = True) -> Fit:
     """Train by maximum likelihood."""
     trace = _trained(model, ready, stop)
     return _concluded(model, ready, trace, complete=begun and ended_by_itself(trace, ready.plan))
@@ -293,7 +293,7 @@ def _concluded(
     return settled(fitted, ready.rows, ready.held_out, returns=returns, complete=complete)
 
 
-def _fit_guide(
+def fit_guide(
     model: MDN, plain: MDN, ready: Ready, stop: Stop, *, how: Approximation, first: Plan | None
 ) -> Fit:
     """Train the network alone, then a guide of its weights."""

@@ -1,0 +1,119 @@
+"""Crew: the members of an ensemble before they train, and which rows each of them holds out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyralloy.inference.batches import Batches
+from pyralloy.inference.checkpoint import Files
+from pyralloy.inference.data import gather
+from pyralloy.inference.ready import Ready, baseline, prepare, start_weights
+from pyralloy.inference.rows import Rows, folds
+from pyralloy.inference.training import Plan
+from pyralloy.model import MDN
+
+__all__ = ["Member", "gather_crew", "held_out", "plain"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model, and what it is to do.
+
+    Attributes:
+        model: With its first weights.
+        seed: Source of the order of its batches.
+        ready: What is common to all: all rows, standardised, and how to train; rows held out by
+            hand, if there are any.
+        kept: Which rows to train on; None for all.
+        out: Which rows it holds out; None for those of ``ready``.
+    """
+
+    model: MDN
+    seed: int
+    ready: Ready
+    kept: Tensor | None = None
+    out: Tensor | None = None
+
+    @property
+    def own(self) -> Ready:
+        """What it would be given if it were alone: copies of its rows."""
+        ready = replace(self.ready, plan=replace(self.ready.plan, seed=self.seed))
+        if (parts := self.of(ready.rows)) is None:
+            return ready
+        kept, out = parts
+        return replace(ready, rows=kept, held_out=out, size=len(kept.y))
+
+    def of(self, rows: Rows) -> tuple[Rows, Rows] | None:
+        """Give copies of the rows that it trains on and of those that it holds out, if it does."""
+        if self.kept is None or self.out is None:
+            return None
+        return rows.at(self.kept), rows.at(self.out)
+
+    def restart(self) -> None:
+        """Give the model its first weights again."""
+        rows = self.ready.rows
+        start_weights(self.model, rows.x, rows.y, torch.Generator().manual_seed(self.seed))
+
+    def batches(self) -> Batches:
+        """Give its minibatches, from the rows that all share."""
+        return Batches(self.ready.rows.tensors(), self.ready.plan.batch_size, self.seed, self.kept)
+
+
+def gather_crew(
+    models: Sequence[MDN],
+    seeds: Sequence[int],
+    rows: tuple[Any, Any],
+    plan: Plan,
+    validation: float | tuple[Any, ...] | None,
+) -> list[Member]:
+    """Check x and y, standardise them once, draw who holds out what, and start each member.
+
+    Raises:
+        TypeError, ValueError: As for :func:`pyralloy.fit`.
+    """
+    own = None if validation is None or isinstance(validation, tuple | list) else validation
+    shared = validation if own is None else None
+    given = gather(models[0], *rows, None, size=None, validation=shared, seed=plan.seed)
+    parts = itertools.repeat((None, None))
+    if own is not None:
+        parts = folds(given.rows, own, given.generator)
+    crew = []
+    for model, seed, (kept, out) in zip(models, seeds, parts, strict=False):
+        # Not owned: the rows in their own units are needed again.
+        data = replace(given, generator=torch.Generator().manual_seed(seed), owned=False)
+        ready = prepare(plain(model), data, plan, Files(), initialise=True)
+        crew.append(Member(model, seed, crew[0].ready if crew else ready, kept, out))
+    if own is None:
+        return crew
+    scores = [_baseline(member, given.rows) for member in crew]
+    plan = replace(crew[0].ready.plan, baseline=sum(scores) / len(scores))
+    return [replace(member, ready=replace(member.ready, plan=plan)) for member in crew]
+
+
+def _baseline(member: Member, rows: Rows) -> float:
+    """Score, on what a member holds out, the density of its other rows that ignores x."""
+    support, own = member.model.head.family.support, member.of(rows)
+    assert own is not None  # noqa: S101 - it holds rows out
+    return baseline(own[0].y, own[1], support)
+
+
+def plain(model: MDN) -> MDN:
+    """Give the network of a model without its prior, of the same weights."""
+    return model if model.prior is None else model.without_prior()
+
+
+def held_out(crew: list[Member]) -> Rows | None:
+    """Give the rows that score a lane: the same of all (N, ...), or of each its own (M, N, ...)."""
+    outs = [member.out for member in crew if member.out is not None]
+    if not outs:
+        return crew[0].ready.held_out
+    least = min(map(len, outs))  # where copies are held out together the numbers may differ
+    rows = crew[0].ready.rows
+    index = torch.cat([out[:least] for out in outs])
+    return Rows(*(t.unflatten(0, (len(outs), least)) for t in rows.at(index).tensors()))
