@@ -54,7 +54,7 @@ def spread_kinks(trunk: MLP, x: Tensor, generator: torch.Generator) -> None:
         return
     rows = torch.randint(x.shape[0], (first.out_features,), generator=generator)
     first.weight.mul_(FIRST_GAIN)
-    first.bias.copy_(-(first.weight * x[rows.to(x.device)]).sum(-1))
+    first.bias.copy_(-(first.weight * trunk.encoded(x[rows.to(x.device)])).sum(-1))
 
 
 @torch.no_grad()

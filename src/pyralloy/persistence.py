@@ -49,7 +49,7 @@ def describe(model: MDN) -> dict[str, Any] | str:
 
     Example:
         >>> describe(MDN(MLP(2, hidden=(8,)), MixtureHead(8, components=3)))["trunk"]
-        {'in_features': 2, 'hidden': [8], 'activation': 'silu'}
+        {'in_features': 2, 'hidden': [8], 'activation': 'silu', 'bins': 0}
         >>> describe(MDN(nn.Linear(2, 8), MixtureHead(8, components=3)))
         'trunk is a Linear'
     """
@@ -152,11 +152,17 @@ def _describe_trunk(trunk: nn.Module) -> dict[str, Any]:
         activation = next(known, None)
         if activation is None:
             raise _NoBlueprint(f"the trunk's activation is {layer!r}")
-    return {"in_features": trunk.in_features, "hidden": hidden, "activation": activation}
+    bins = 0 if trunk.encoding is None else trunk.encoding.bins
+    return {
+        "in_features": trunk.in_features,
+        "hidden": hidden,
+        "activation": activation,
+        "bins": bins,
+    }
 
 
-def _trunk_of(in_features: int, hidden: list[int], activation: str) -> MLP:
-    return MLP(in_features, hidden, ACTIVATIONS[activation])
+def _trunk_of(in_features: int, hidden: list[int], activation: str, bins: int = 0) -> MLP:
+    return MLP(in_features, hidden, ACTIVATIONS[activation], bins=bins)
 
 
 def _describe_head(head: MixtureHead) -> dict[str, Any]:

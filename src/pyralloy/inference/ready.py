@@ -100,6 +100,8 @@ def start_weights(model: MDN, z: Tensor, t: Tensor, generator: torch.Generator) 
     """Draw first weights from standardised rows; those of a trunk not our own stay."""
     redraw(model.head, generator)
     if isinstance(model.trunk, MLP):
+        if model.trunk.encoding is not None:
+            model.trunk.encoding.fit(z)
         redraw(model.trunk, generator)
         spread_kinks(model.trunk, z, generator)
     place_components(model.head, t, generator)
