@@ -47,7 +47,8 @@ class Member:
         if (parts := self.of(ready.rows)) is None:
             return ready
         kept, out = parts
-        return replace(ready, rows=kept, held_out=out, size=len(kept.y))
+        size = self.ready.size * len(kept.y) / len(self.ready.rows.y)
+        return replace(ready, rows=kept, held_out=out, size=size)
 
     def of(self, rows: Rows) -> tuple[Rows, Rows] | None:
         """Give copies of the rows that it trains on and of those that it holds out, if it does."""
@@ -68,18 +69,19 @@ class Member:
 def gather_crew(
     models: Sequence[MDN],
     seeds: Sequence[int],
-    rows: tuple[Any, Any],
+    rows: tuple[Any, Any, Any, float | None],
     plan: Plan,
     validation: float | tuple[Any, ...] | None,
 ) -> list[Member]:
-    """Check x and y, standardise them once, draw who holds out what, and start each member.
+    """Check x, y, weights and their size, standardise once, draw who holds out what, and start each member.
 
     Raises:
         TypeError, ValueError: As for :func:`pyralloy.fit`.
     """
     own = None if validation is None or isinstance(validation, tuple | list) else validation
     shared = validation if own is None else None
-    given = gather(models[0], *rows, None, size=None, validation=shared, seed=plan.seed)
+    x, y, weights, size = rows
+    given = gather(models[0], x, y, weights, size=size, validation=shared, seed=plan.seed)
     parts = itertools.repeat((None, None))
     if own is not None:
         parts = folds(given.rows, own, given.generator)

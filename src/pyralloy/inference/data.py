@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyralloy.archive import digest
-from pyralloy.checks import integer
+from pyralloy.checks import integer, positive
 from pyralloy.inference.batches import Stream
 from pyralloy.inference.objective import LOCK
 from pyralloy.inference.rows import (
@@ -73,6 +73,7 @@ class Data:
         generator: Source of randomness, which the split has used.
         owned: Whether ``rows`` are copies, of which nobody else knows.
         fraction: Of the rows that was held out, if it was a fraction.
+        worth: How many rows one of weight 1 counts as, where a prior stands beside them.
     """
 
     rows: Rows
@@ -82,11 +83,15 @@ class Data:
     generator: torch.Generator
     owned: bool
     fraction: float | None
+    worth: float = 1.0
 
     @property
-    def size(self) -> int:
-        """Number of rows in the whole data."""
-        return len(self.rows.y) if self.reading is None else self.reading.size
+    def size(self) -> int | float:
+        """Number of rows that the data counts as."""
+        if self.reading is not None:
+            return self.reading.size
+        count = len(self.rows.y)
+        return count if self.worth == 1.0 else count * self.worth
 
     def identity(self) -> dict[str, Any]:
         """Name the data by digests."""
@@ -99,7 +104,8 @@ class Data:
             named |= self.reading.bounds
         rows = len(self.given[0].y) if self.reading is None else self.size
         data = f"{rows} rows of SHA-256 {digest(named)[:16]}"
-        return {"data": data, "validation": self.fraction}
+        found = {"data": data, "validation": self.fraction}
+        return found if self.worth == 1.0 else found | {"size": self.size}
 
 
 def gather(
@@ -108,7 +114,7 @@ def gather(
     y: Any,
     weights: Any,
     *,
-    size: int | None,
+    size: float | None,
     validation: float | tuple[Any, ...] | None,
     seed: int,
 ) -> Data:
@@ -120,7 +126,7 @@ def gather(
     """
     generator = torch.Generator().manual_seed(seed % 2**63)
     pair = isinstance(validation, tuple | list)
-    reading = None
+    reading, worth = None, 1.0
     if y is None:
         # A loader that shuffles draws from torch's default generator, which is put back.
         with LOCK, torch.random.fork_rng([]):
@@ -134,9 +140,8 @@ def gather(
                 "None."
             )
     else:
-        if size is not None:
-            raise ValueError(f"size={size!r} goes with batches in place of x and y: leave it out.")
         rows = weighted_alike(checked(model, x, y, weights))
+        worth = _worth(size, rows)
     kept, held_out = split(rows, validation, model, generator)
     require_spread(kept.y)
     require_reach(kept.y, None if held_out is None else held_out.y, model.head.family)
@@ -145,11 +150,22 @@ def gather(
     if reading is not None:
         given = given[1:]
     fraction = None if pair or validation is None else float(validation)
-    return Data(kept, held_out, given, reading, generator, owned, fraction)
+    return Data(kept, held_out, given, reading, generator, owned, fraction, worth)
+
+
+def _worth(size: float | None, rows: Rows) -> float:
+    """Say how many rows one of weight 1 counts as."""
+    if size is None:
+        return 1.0
+    if rows.weights is None:
+        raise ValueError(
+            f"size={size!r} goes with batches in place of x and y, or with weights: leave it out."
+        )
+    return positive("size", size) / len(rows.y)
 
 
 def _read_through(
-    model: MDN, source: Any, size: int | None, generator: torch.Generator
+    model: MDN, source: Any, size: Any, generator: torch.Generator
 ) -> tuple[Rows, Reading]:
     """Check every batch, and draw rows from all of them alike."""
     if size is None:

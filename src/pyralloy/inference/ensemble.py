@@ -40,7 +40,10 @@ def ensemble(
     *,
     members: int = 5,
     guide: Any = None,
+    weights: Any = None,
+    size: float | None = None,
     validation: float | tuple[Any, ...] | None = 0.1,
+    patience: int | None = None,
     seed: int = 0,
     learning_rate: float = 0.015,
     schedule: Schedule = one_cycle,
@@ -69,8 +72,11 @@ def ensemble(
         members: How many, M, at least 2.
         guide: As in :func:`pyralloy.fit`, for models with a prior: each member then is a posterior
             of its own, and the ensemble their mixture.
+        weights: Of the rows, as in :func:`pyralloy.fit`.
+        size: Number of rows that the weights count as together, as in :func:`pyralloy.fit`.
         validation: Fraction of the rows that each member holds out, others than the member before
             it; a pair ``(x, y)``, which all are scored on; or None, which keeps the last weights.
+        patience: As in :func:`pyralloy.fit`, of each member: training ends with that of the last.
         seed: Source of the rows held out and of the members' seeds.
         learning_rate: Peak of the schedule.
         schedule: As in :func:`pyralloy.fit`.
@@ -114,19 +120,22 @@ def ensemble(
         batch_size=0 if batch_size is None else integer("batch_size", batch_size),
         max_steps=steps,
         every=max(1, steps // 100),
+        patience=None if patience is None else integer("patience", patience),
         schedule=schedule,
         clip=None if clip is None else positive("clip", clip),
         compile=compile,
         seed=seed,
         progress=progress,
     )
+    if patience is not None and validation is None:
+        raise ValueError(f"patience={patience} needs held-out rows: set validation too.")
     seeds = [_member(seed, m) for m in range(count)]
     models = _made(make_model, seeds)
     with interrupts() as stop:
         for model in models:
             model.to(device)
             require_guide(model, guide)
-        crew = gather_crew(models, seeds, (x, y), plan, validation)
+        crew = gather_crew(models, seeds, (x, y, weights, size), plan, validation)
         if guide is None:
             fitted = side_by_side(crew, stop)
         else:
@@ -200,8 +209,9 @@ def side_by_side(crew: list[Member], stop: Stop) -> Fit:
             each.append(_alone(member, own, stop, None))
             continue
         fit = Fit(member.model, course.history(), plan.baseline, int(step))
-        complete = not interrupted and own.rows.weights is None
-        each.append(settled(fit, own.rows, own.held_out, returns=[], complete=complete))
+        each.append(
+            settled(fit, own.rows, own.held_out, returns=[], complete=not interrupted)
+        )
     said = tuple(dict.fromkeys(text for one in each for text in one.diagnostics))
     posterior = _members(models)
     history = course.history()
@@ -220,7 +230,8 @@ def _score_of_pool(models: list[MDN], rows: Rows) -> float:
         with evaluating(model):
             each.append(model.network(rows.x).log_prob(rows.y).to(torch.float64))
     pooled = torch.stack(each).logsumexp(0) - math.log(len(models))  # (N,)
-    return -float(pooled.mean() if rows.weights is None else (pooled * rows.weights).mean())
+    weights = torch.ones_like(pooled) if rows.weights is None else rows.weights
+    return -float((pooled * weights).sum() / weights.sum())
 
 
 class _Course:
@@ -231,6 +242,7 @@ class _Course:
         self.kept = lanes.weights.clone()  # (M, P)
         self.best = torch.full((len(self.kept),), math.inf, dtype=torch.float64)
         self.best_step = torch.zeros(len(self.kept), dtype=torch.int64)
+        self.done = torch.zeros(len(self.kept), dtype=torch.bool)  # what patience has ended
         self.rows: list[tuple[int, float, float, float, int]] = []
 
     def run(self, batches: list[Batches], stop: Stop) -> None:
@@ -257,7 +269,7 @@ class _Course:
                     f"{name} NLL {value:.3f}, marginal {plan.baseline:.3f}", refresh=False
                 )
                 bar.update(step - bar.n)
-                if stop.requested:
+                if stop.requested or bool(self.done.all()):
                     break
 
     def _look(self, step: int) -> float:
@@ -268,13 +280,16 @@ class _Course:
             losses, better = torch.full_like(self.best, math.nan), finite
         else:
             scores = self.lanes.scores(average, held).to(torch.float64).cpu()
-            weights = 1.0 if held.weights is None else held.weights.cpu()
-            losses = -(scores * weights).mean(-1)
-            better = finite & (losses < self.best)
+            weights = torch.ones(1) if held.weights is None else held.weights.cpu()
+            losses = -(scores * weights).sum(-1) / weights.expand_as(scores).sum(-1)
+            better = finite & (losses < self.best) & ~self.done
         self.kept[better] = average[better]
         self.best[better], self.best_step[better] = losses[better], step
+        plan = self._plan
+        if plan.patience is not None:
+            self.done |= step - self.best_step >= plan.patience * plan.every
         known = losses[losses.isfinite()]
-        return float(known.mean()) + self._plan.offset if len(known) else math.nan
+        return float(known.mean()) + plan.offset if len(known) else math.nan
 
     def broken(self) -> list[int]:
         """Name the lanes that never had finite weights, or lost them."""

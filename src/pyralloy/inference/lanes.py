@@ -32,7 +32,7 @@ class Lanes:
 
     Args:
         models: Of equal parts; their weights are where training starts.
-        size: Rows in the whole training set.
+        size: Rows that the whole training set counts as.
         plan: How to train.
 
     Attributes:
@@ -40,7 +40,7 @@ class Lanes:
         average: Their running average, (M, P).
     """
 
-    def __init__(self, models: list[MDN], size: int, plan: Plan) -> None:
+    def __init__(self, models: list[MDN], size: float, plan: Plan) -> None:
         self._flats = [FlatParameters(model) for model in models]
         self.weights = torch.stack([flat.vector for flat in self._flats])
         self.average = self.weights.clone()

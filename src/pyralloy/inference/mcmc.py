@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from pyralloy.checks import integer, positive, probability
 from pyralloy.inference.chains import Chains
+from pyralloy.inference.data import gather
 from pyralloy.inference.fit import Fit
 from pyralloy.inference.objective import pyro_runtime
 from pyralloy.inference.posterior import Draws, unpack
 from pyralloy.inference.potential import Potential
-from pyralloy.inference.rows import Rows, checked, standardised
+from pyralloy.inference.rows import Rows, standardised
 from pyralloy.inference.svi import fit
 from pyralloy.inference.whitening import Captured, Whitened
 from pyralloy.model import MDN
@@ -41,6 +42,8 @@ def nuts(
     x: Any,
     y: Any,
     *,
+    weights: Any = None,
+    size: float | None = None,
     warmup: int = 500,
     draws: int = 500,
     chains: int = 2,
@@ -64,6 +67,9 @@ def nuts(
         model: With a prior; it ends with the weights where the first chain started.
         x: Inputs in their own units, shape (N, F), or (N,) for one feature.
         y: Targets in their own units, shape (N,) or (N, D).
+        weights: Of the rows, shape (N,), as in :func:`pyralloy.fit`: the likelihood of a row is
+            raised to the power of its weight, once they are divided by their mean.
+        size: Number of rows that the weights count as together, as in :func:`pyralloy.fit`.
         warmup: Iterations a chain that adapt the step and the scales, and are dropped.
         draws: Draws a chain that are kept, at least 4.
         chains: Number of chains C.
@@ -112,15 +118,17 @@ def nuts(
     temperature, start = positive("temperature", temperature), integer("start", start, 0)
     model.to(device)
     began = time.perf_counter()
-    rows, marginal, starts = _starts(model, x, y, chains, seed, start, initialise=initialise)
-    potential = Potential(model, rows.x, rows.y, temperature)
+    data = gather(model, x, y, weights, size=size, validation=None, seed=seed)
+    rows, marginal, starts = _starts(model, data.rows, chains, seed, start, initialise=initialise)
+    counts = None if rows.weights is None else rows.weights * data.worth
+    potential = Potential(model, rows.x, rows.y, temperature, counts=counts)
     history, found = [], []
     iterations = chains * (warmup + draws)
     with _runtime(), _bar(iterations, shown=progress) as bar:
         slope = Captured(Whitened(potential), hasten=iterations >= HASTE)
         for number, vector in enumerate(starts):
             torch.manual_seed(_mix(seed, number))
-            record = _Record(history, potential, model, len(rows.x), began, bar)
+            record = _Record(history, potential, model, data.size, began, bar)
             slope.aim(_descend(potential, vector))
             found.append(_chain(slope, warmup, draws, options, record))
     vectors = torch.stack([chain.vectors for chain in found])  # (C, S, P)
@@ -152,7 +160,7 @@ class _Record:
         history: list[tuple[int, float, float, float]],
         potential: Potential,
         model: MDN,
-        rows: int,
+        rows: float,
         began: float,
         bar: Any,
     ) -> None:
@@ -173,7 +181,7 @@ class _Record:
 
 
 def _starts(
-    model: MDN, x: Any, y: Any, chains: int, seed: int, steps: int, *, initialise: bool
+    model: MDN, data: Rows, chains: int, seed: int, steps: int, *, initialise: bool
 ) -> tuple[Rows, float, list[Tensor]]:
     """Fit once a chain; give standardised rows, the marginal's loss, and where each chain starts.
 
@@ -186,8 +194,9 @@ def _starts(
     for number in range(chains if own else 1):
         begun = fit(
             plain,
-            x,
-            y,
+            data.x,
+            data.y,
+            weights=data.weights,
             validation=None,
             seed=_mix(seed, number) % 2**31,
             max_steps=max(steps, 1),
@@ -195,7 +204,7 @@ def _starts(
             initialise=initialise,
             progress=False,
         )
-        rows = standardised(model, checked(model, x, y))
+        rows = standardised(model, data)
         vectors.append(Potential(model, rows.x, rows.y).start)
         if number == 0:
             first = {n: w.detach().clone() for n, w in model.weights().items()}

@@ -184,7 +184,7 @@ class Objective:
         model: Pyro model, called as ``model(x, y, size=size, standard=True)``, with the weights of
             the rows after ``y`` where there are any.
         guide: Pyro guide of the same arguments.
-        size: Rows in the whole training set, to which minibatches are scaled.
+        size: Rows that the whole training set counts as, to which minibatches are scaled.
         elbo: How to estimate it; None takes one draw from the guide.
 
     Attributes:
@@ -195,7 +195,7 @@ class Objective:
         self,
         model: nn.Module,
         guide: Callable[..., Any],
-        size: int,
+        size: float,
         elbo: PathwiseELBO | None = None,
     ) -> None:
         elbo = elbo or PathwiseELBO()

@@ -20,7 +20,7 @@ ITERATIONS, FLAT = 500, 1e-6
 
 
 class Potential:
-    r"""Evaluate :math:`-\tfrac1T \sum_n \log p(y_n \mid x_n, w) - \log p(w)` of all rows.
+    r"""Evaluate :math:`-\tfrac1T \sum_n c_n \log p(y_n \mid x_n, w) - \log p(w)` of all rows.
 
     Weights and scales lie in one vector of real numbers, mapped to their supports with the
     Jacobian. Nothing of Pyro's runtime is needed, so that it can be captured as one graph.
@@ -30,6 +30,7 @@ class Potential:
         z: Standardised inputs, shape (N, F).
         t: Standardised targets, shape (N,) or (N, D).
         temperature: T.
+        counts: How often each row counts, c, shape (N,); None means once.
 
     Attributes:
         sites: What the numbers are, in order: scales first.
@@ -38,11 +39,19 @@ class Potential:
         hierarchical: Whether there are scales, and so no most probable weights.
     """
 
-    def __init__(self, model: MDN, z: Tensor, t: Tensor, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: MDN,
+        z: Tensor,
+        t: Tensor,
+        temperature: float = 1.0,
+        *,
+        counts: Tensor | None = None,
+    ) -> None:
         if model.prior is None:
             raise ValueError("model has no prior: give MDN(..., prior=priors.FanIn()), for one.")
         self._model, self._prior, self._rows = model, model.prior, (z, t)
-        self._temperature = temperature
+        self._temperature, self._counts = temperature, counts
         self._weights = {n: w.detach() for n, w in model.weights().items()}
         scales = _start_of_scales(self._prior, self._weights)
         made = self._prior.scales(self._weights)
@@ -64,7 +73,8 @@ class Potential:
         """Evaluate minus the log likelihood of all rows."""
         values = unpack(self.sites, vector)
         z, t = self._rows
-        return -self._model.network(z, {n: values[n] for n in self._given}).log_prob(t).sum()
+        found = self._model.network(z, {n: values[n] for n in self._given}).log_prob(t)
+        return -(found if self._counts is None else found * self._counts).sum()
 
     def prior(self, vector: Tensor) -> Tensor:
         """Evaluate minus the log prior density, with the Jacobian of the map from real numbers."""

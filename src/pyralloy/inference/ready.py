@@ -38,7 +38,7 @@ class Ready:
         rows: To train on, standardised; drawn from the batches, where these are read.
         held_out: To choose the weights by, standardised, or None.
         plan: How to train.
-        size: Rows in the whole data.
+        size: Rows that the whole data counts as.
         reading: The batches, where rows do not stay in memory.
         files: Where its state goes, and comes from.
         identity: What another fit must share to go on from its state.
@@ -48,7 +48,7 @@ class Ready:
     rows: Rows
     held_out: Rows | None
     plan: Plan
-    size: int
+    size: float
     reading: Reading | None
     files: Files
     identity: dict[str, Any]

@@ -40,7 +40,7 @@ def fit(
     temperature: float = 1.0,
     warm_up: float = 0.0,
     weights: Any = None,
-    size: int | None = None,
+    size: float | None = None,
     validation: float | tuple[Any, ...] | None = 0.1,
     patience: int | None = None,
     seed: int = 0,
@@ -106,7 +106,9 @@ def fit(
             their mean; a row of weight 2 counts in the loss, of rows held out too, as if it were
             there twice, and one of weight 0 is left out. The standardisation and ``marginal``'s
             density ignore them.
-        size: Number of rows in the whole data, where ``x`` gives batches; else None.
+        size: Number of rows in the whole data, where ``x`` gives batches. Beside ``weights``, the
+            number of rows that they count as together, which only a prior minds: None takes those
+            of a weight above 0, and ``weights.sum()`` lets one of weight 2 count as two. Else None.
         validation: What is held out to choose the weights: a fraction of the rows (no more than
             100,000 of them), of which copies of one another stay together, a pair ``(x, y)``, a
             triple with weights, or None for nothing, when the last weights are kept.

@@ -112,14 +112,12 @@ def approximate(model: MDN, how: Approximation, ready: Ready, stop: Stop) -> Gui
         Diverged: The loss is no longer finite.
     """
     rows, held_out, plan = ready.rows, ready.held_out, ready.plan
-    if issubclass(_kind(how.guide), AutoLaplaceApproximation) and (
-        rows.weights is not None or ready.reading is not None
-    ):
+    if issubclass(_kind(how.guide), AutoLaplaceApproximation) and ready.reading is not None:
         raise ValueError(
-            f"guide={how.guide!r} needs the curvature of all rows, each once: give x and y as they "
-            "are, without weights, or take AutoNormal or AutoLowRankMultivariateNormal."
+            f"guide={how.guide!r} needs the curvature of all rows at once: give x and y as they "
+            "are, or take AutoNormal or AutoLowRankMultivariateNormal."
         )
-    potential = Potential(model, rows.x, rows.y, how.temperature)
+    potential = Potential(model, rows.x, rows.y, how.temperature, counts=_counts(ready))
     names = [site.name for site in potential.sites]
     some = {"size": ready.size, "standard": True}
     guide = _made(how.guide, model, potential)
@@ -168,6 +166,12 @@ def _made(guide: Any, model: MDN, potential: Potential) -> Any:
             "pyro.infer.autoguide are; a PyroModule holds parameters of a guide of one's own."
         )
     return made
+
+
+def _counts(ready: Ready) -> Tensor | None:
+    """Say how often each row counts, as the objective has it, shape (N,)."""
+    weights = ready.rows.weights
+    return None if weights is None else weights * (ready.size / len(weights))
 
 
 def _is_point(guide: Any) -> bool:
@@ -229,15 +233,16 @@ def _pooled_nll(
         posterior = known()
         count = 1 if isinstance(posterior, Point) else DRAWS
         draws = posterior.draw(count, torch.Generator().manual_seed(seed))
-        total = 0.0
-        for x, y in zip(rows.x.split(CHUNK), rows.y.split(CHUNK), strict=True):
+        total, weight = 0.0, 0.0
+        for x, y, *w in zip(*(t.split(CHUNK) for t in rows.tensors()), strict=True):
             each = [
                 model.network(x, {n: w[s] for n, w in draws.items()}).log_prob(y)
                 for s in range(count)
             ]
             pooled = torch.stack(each).to(torch.float64).logsumexp(0) - math.log(count)
-            total -= float(pooled.sum())
-        return total / len(rows.x)
+            total -= float((pooled * w[0] if w else pooled).sum())
+            weight += float(w[0].sum(dtype=torch.float64)) if w else len(pooled)
+        return total / weight
 
     return evaluate
 
