@@ -132,7 +132,8 @@ def paired(x: Tensor, y: Tensor) -> None:
 
 
 def _from_array(name: str, values: Any) -> Tensor:
-    columns: dict[Any, Any] = dict(values.dtypes) if hasattr(values, "columns") else {}
+    pandas = hasattr(values, "columns") and hasattr(values, "iloc")
+    columns: dict[Any, Any] = dict(values.dtypes) if pandas else {}
     bad = [str(c) for c, kind in columns.items() if getattr(kind, "kind", "O") not in "biuf"]
     if columns and not bad:
         values = values.to_numpy(dtype=np.float64, na_value=np.nan)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,17 +15,21 @@ from pyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation, AutoNormal
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.exceptions import DataConversionWarning
 from sklearn.utils import Tags, check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
-from pyralloy.checks import as_values, integer
+from pyralloy.checks import as_values, integer, paired
+from pyralloy.columns import Cells, Columns
 from pyralloy.families import FAMILIES
 from pyralloy.heads import MixtureHead
+from pyralloy.inference.ensemble import ensemble
 from pyralloy.inference.fit import Fit
 from pyralloy.inference.mcmc import nuts
+from pyralloy.inference.rows import require_support
 from pyralloy.inference.schedules import constant, cosine, one_cycle
 from pyralloy.inference.svi import fit
 from pyralloy.mixture import Mixture
 from pyralloy.model import MDN
+from pyralloy.multiset import multiset
 from pyralloy.networks import ACTIVATIONS, MLP
 from pyralloy.priors import FanIn, LastLayer, Prior
 
@@ -31,22 +37,28 @@ __all__ = ["MDNRegressor"]
 
 
 class Data(NamedTuple):
-    """What a fit is given: inputs, targets, and how much each row counts."""
+    """What a fit is given: inputs, targets, how much each row counts, and what is held out."""
 
     X: Any
     y: Any
     weights: Any
+    size: float | None
+    validation: float | tuple[Any, ...] | None
+
+
+#: Makes the model of a seed.
+Make = Callable[[int], MDN]
 
 
 class Inference(NamedTuple):
     """A method of inference: the prior it takes, and how it runs."""
 
     prior: Callable[[Prior], Prior | None]
-    run: Callable[[Any, MDN, Data, int], Fit]
+    run: Callable[[Any, Make, Data, int], Fit]
 
 
-def _by_guide(guide: Any) -> Callable[[Any, MDN, Data, int], Fit]:
-    return lambda regressor, model, data, seed: regressor._fit_guide(model, data, seed, guide)
+def _by_guide(guide: Any) -> Callable[[Any, Make, Data, int], Fit]:
+    return lambda regressor, make, data, seed: regressor._fit_guide(make, data, seed, guide)
 
 
 def _none(_prior: Prior) -> None:
@@ -56,6 +68,9 @@ def _none(_prior: Prior) -> None:
 def _all(prior: Prior) -> Prior:
     return prior
 
+
+#: Most iterations of warm-up of a chain, and steps of the fit from which it starts.
+MOST_WARM_UP = 500
 
 #: Schedules of the learning rate by the name that opens them at the door.
 SCHEDULES = {"one_cycle": one_cycle, "cosine": cosine, "constant": constant}
@@ -67,13 +82,25 @@ INFERENCE = {
     "vi": Inference(_all, _by_guide(AutoNormal)),
     "laplace": Inference(LastLayer, _by_guide(AutoLaplaceApproximation)),
     "nuts": Inference(
-        _all, lambda regressor, model, data, seed: regressor._fit_chains(model, data, seed)
+        _all, lambda regressor, make, data, seed: regressor._fit_chains(make, data, seed)
     ),
 }
 
 
 class MDNRegressor(RegressorMixin, BaseEstimator):
     """Regress a whole distribution of y on X, in scikit-learn's manner.
+
+    X may be a data frame of pandas or polars with words, categories and missing values; see
+    :class:`~pyralloy.columns.Columns` for what becomes of them. y has one column or several, whose
+    density then is joint, and no missing values.
+
+    ``sample_weight`` counts rows: one of weight 2 is two rows, one of weight 0 is none. With
+    ``inference="ml"`` only the ratios matter; beside a prior their sum is the number of rows, so
+    that weights which only tell rows apart are best given a mean of 1. A fit depends on which rows
+    there are, how often, and not on their order: they are sorted and shuffled anew before it. Where
+    weights are whole numbers, rows are repeated as often, up to 100,000 of them or 20 times the
+    distinct ones, whichever is more; so that a table with weights and the same table with repeats
+    give the same fit to the bit. Copies of a row are held out together.
 
     Args:
         components: Number of components K of the mixture.
@@ -87,13 +114,16 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             probable ones under a prior; or a posterior, of which predictions pool draws: ``"vi"``,
             a Normal of each weight; ``"laplace"``, a Normal of the last layer's weights about the
             most probable ones; ``"nuts"``, Markov chains, for small networks and few rows.
+        members: Networks M, each from a start of its own, whose densities are pooled exactly; side
+            by side with ``"ml"``, else one after the other. Not with ``"nuts"``.
         prior_scale: Scale s of the prior, a Normal of deviation s / sqrt(fan-in) for weights and s
             for biases, where X and y are standardised; of no effect with ``"ml"``.
-        draws: Draws of the weights that a prediction pools, and that ``"nuts"`` makes.
+        draws: Draws of the weights that a prediction pools, and that ``"nuts"`` makes, in 2 chains.
         learning_rate: Peak of the schedule.
         schedule: Of the learning rate: ``"one_cycle"``, ``"cosine"`` or ``"constant"``.
         batch_size: Rows a step; None takes a sixteenth of the training rows, within 16 and 128.
-        max_steps: Steps of the schedule.
+        max_steps: Steps of the schedule; with ``"nuts"`` those of the fits from which chains start,
+            and the iterations of their warm-up, 500 of each at the most.
         validation: Fraction of the rows held out to choose the weights, a pair ``(X, y)``, or None.
         patience: Evaluations without improvement (of 100) that end the fit; None runs all steps.
         compile: How a step is run: False, True or ``"auto"``, as in :func:`pyralloy.fit`.
@@ -102,7 +132,10 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         random_state: Seed: an int, a ``numpy.random.RandomState``, or None for fresh randomness.
 
     Attributes:
-        fit_: The :class:`~pyralloy.Fit`.
+        fit_: The :class:`~pyralloy.Fit`. It, and the file that its ``save`` writes, takes numbers:
+            ``columns_.transform(columns_.read(regressor, X))`` makes them of a data frame with
+            words or missing values. Pickle or joblib keep the regressor as a whole.
+        columns_: The :class:`~pyralloy.columns.Columns` that turn X into numbers.
         n_features_in_: Number of features F seen in ``fit``.
         feature_names_in_: Their names, where X was a data frame.
 
@@ -129,6 +162,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         family: str = "normal",
         covariance: str = "diagonal",
         inference: str = "ml",
+        members: int = 1,
         prior_scale: float = 1.0,
         draws: int = 100,
         learning_rate: float = 0.015,
@@ -148,6 +182,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         self.family = family
         self.covariance = covariance
         self.inference = inference
+        self.members = members
         self.prior_scale = prior_scale
         self.draws = draws
         self.learning_rate = learning_rate
@@ -165,19 +200,18 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         """Fit to data.
 
         Args:
-            X: Inputs, shape (N, F): array, tensor or data frame of numbers.
+            X: Inputs, shape (N, F): array, tensor or data frame. Words only in a data frame.
             y: Targets, shape (N,), or (N, D) for D dependent targets.
-            sample_weight: How much each row counts, shape (N,), not negative; None means all alike.
-                Not with ``"laplace"`` and ``"nuts"``.
+            sample_weight: How often each row counts, shape (N,), not negative; None means once.
 
         Returns:
             The regressor itself.
 
         Raises:
             KeyboardInterrupt: Ctrl-C; ``fit_`` then holds the best weights so far.
-            TypeError: An argument of the wrong type; strings in y.
-            ValueError: NaN, infinity or no rows; lengths that differ; constant y; complex y, or
-                none; an argument out of range.
+            TypeError: An argument of the wrong type; strings in y; times in X.
+            ValueError: NaN in y, infinity or no rows; lengths that differ; constant y; complex y,
+                or none; an argument out of range.
         """
         self.__dict__.pop("fit_", None)  # a fit that fails leaves no older one behind
         targets = as_values("y", _numbers(y))
@@ -185,13 +219,23 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             message = "y is a column, (N, 1); it is taken as (N,), of one scalar target."
             warnings.warn(message, DataConversionWarning, stacklevel=2)
             targets = targets[:, 0]
-        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
+        columns = Columns()
+        cells = columns.learn(self, X)
+        paired(cells.numbers, targets)
         if targets.ndim > 2:
             raise ValueError(f"y has shape {tuple(targets.shape)}: give (N,) or (N, D).")
+        self._known()
         seed = self._seed()
-        model = self._model(X.shape[1], targets.shape[1] if targets.ndim > 1 else None, seed)
+        require_support(targets, FAMILIES[self.family])  # while rows have the user's numbers
+        cells, targets, weights, size = _counted(columns, cells, targets, sample_weight, seed)
+        numbers = columns.fit_transform(cells)
+        self.columns_ = columns
+        width, count = numbers.shape[1], targets.shape[1] if targets.ndim > 1 else None
         self.fit_: Fit = INFERENCE[self.inference].run(
-            self, model, Data(X, targets, sample_weight), seed
+            self,
+            lambda each: self._model(width, count, each),
+            Data(numbers, targets, weights, size, self._validation()),
+            seed,
         )
         if self.fit_.interrupted:
             # A search over many fits should stop here too; what was fitted is kept.
@@ -217,11 +261,12 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
 
         Raises:
             NotFittedError: ``fit`` has not been called.
-            ValueError: NaN or infinity, or columns other than ``fit`` saw.
+            ValueError: Infinity, or columns other than ``fit`` saw.
         """
         check_is_fitted(self, "fit_")
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        return self.fit_.density(X, self.draws)
+        # In single precision the last digits of a row would depend on the rows beside it.
+        wide = replace(self.fit_, model=deepcopy(self.fit_.model).double())
+        return wide.density(self._inputs(X), self.draws)
 
     def predict_quantile(
         self,
@@ -272,7 +317,8 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             )
         return -float(density.log_prob(observed).mean())
 
-    def _model(self, features: int, targets: int | None, seed: int) -> MDN:
+    def _known(self) -> None:
+        """Look up every name."""
         for name, value, known in (
             ("activation", self.activation, ACTIVATIONS),
             ("family", self.family, FAMILIES),
@@ -281,6 +327,12 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r} is unknown: choose one of {sorted(known)}.")
+
+    def _inputs(self, X: Any) -> Any:
+        """Give the numbers that the network takes."""
+        return self.columns_.transform(self.columns_.read(self, X))
+
+    def _model(self, features: int, targets: int | None, seed: int) -> MDN:
         hidden = self.hidden
         if isinstance(hidden, np.ndarray | list):
             hidden = tuple(hidden)
@@ -298,45 +350,52 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             prior = INFERENCE[self.inference].prior(FanIn(self.prior_scale))
             return MDN(trunk, head, prior=prior)
 
-    def _validation(self) -> float | tuple[Any, Any] | None:
-        """Check the columns of a validation pair as those of X are checked."""
-        if isinstance(self.validation, tuple | list) and len(self.validation) == 2:
-            X, y = self.validation
-            return validate_data(self, X, dtype=[np.float64, np.float32], reset=False), y
+    def _validation(self) -> float | tuple[Any, ...] | None:
+        """Treat the columns of a validation pair as those of X."""
+        if isinstance(self.validation, tuple | list) and len(self.validation) in (2, 3):
+            X, *rest = self.validation
+            return self._inputs(X), *rest
         return self.validation
 
-    def _fit_guide(self, model: MDN, data: Data, seed: int, guide: Any) -> Fit:
+    def _fit_guide(self, make: Make, data: Data, seed: int, guide: Any) -> Fit:
         """Fit by maximum likelihood, or with a guide."""
-        return fit(
-            model,
-            data.X,
-            data.y,
-            guide=guide,
-            weights=data.weights,
-            validation=self._validation(),
-            patience=self.patience,
-            seed=seed,
-            learning_rate=self.learning_rate,
-            schedule=SCHEDULES[self.schedule],
-            compile=self.compile,
-            batch_size=self.batch_size,
-            max_steps=self.max_steps,
-            progress=self.progress,
-            device=self.device,
-        )
+        options: dict[str, Any] = {
+            "guide": guide,
+            "weights": data.weights,
+            "size": data.size,
+            "validation": data.validation,
+            "patience": self.patience,
+            "seed": seed,
+            "learning_rate": self.learning_rate,
+            "schedule": SCHEDULES[self.schedule],
+            "compile": self.compile,
+            "batch_size": self.batch_size,
+            "max_steps": self.max_steps,
+            "progress": self.progress,
+            "device": self.device,
+        }
+        members = integer("members", self.members)
+        if members == 1:
+            return fit(make(seed), data.X, data.y, **options)
+        return ensemble(make, data.X, data.y, members=members, **options)
 
-    def _fit_chains(self, model: MDN, data: Data, seed: int) -> Fit:
+    def _fit_chains(self, make: Make, data: Data, seed: int) -> Fit:
         """Draw ``draws`` weights by two chains, on all rows."""
-        if data.weights is not None:
+        if integer("members", self.members) > 1:
             raise ValueError(
-                f"sample_weight with inference={self.inference!r}: chains take each row once; "
-                "choose 'vi' for a posterior of weighted rows, or leave the weights out."
+                f"members={self.members} with inference='nuts': its two chains have starts of "
+                "their own already; take members=1 and more draws, or inference='vi' or 'laplace'."
             )
+        steps = min(integer("max_steps", self.max_steps), MOST_WARM_UP)
         return nuts(
-            model,
+            make(seed),
             data.X,
             data.y,
-            draws=max(4, -(-self.draws // 2)),
+            weights=data.weights,
+            size=data.size,
+            start=steps,
+            warmup=steps,
+            draws=max(4, -(-integer("draws", self.draws) // 2)),
             chains=2,
             seed=seed,
             progress=self.progress,
@@ -346,6 +405,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
+        tags.input_tags.allow_nan = True
         return tags
 
     def _seed(self) -> int:
@@ -356,6 +416,35 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
                 f"random_state={self.random_state!r}: give an integer of 0 or more, a "
                 "numpy.random.RandomState, or None."
             ) from error
+
+
+def _counted(
+    columns: Columns, cells: Cells, targets: torch.Tensor, sample_weight: Any, seed: int
+) -> tuple[Cells, torch.Tensor, NDArray[np.float64] | None, float | None]:
+    """Give rows in an order of their own, repeated by whole weights; other weights; their sum.
+
+    Raises:
+        ValueError: Weights that are negative, all zero, or not one a row.
+    """
+    weights = None
+    if sample_weight is not None:
+        weights = as_values("sample_weight", sample_weight).cpu().numpy().astype(np.float64)
+        if weights.shape != (len(targets),):
+            raise ValueError(
+                f"sample_weight has shape {weights.shape} and there are {len(targets)} rows: give "
+                "one number a row."
+            )
+        counted = np.flatnonzero(weights)
+        if len(counted) == 0 or weights.min() < 0 or not np.isfinite(weights.sum()):
+            raise ValueError(
+                f"sample_weight holds numbers from {weights.min():g} to {weights.max():g}, all "
+                "zero, negative, or too large to add up: give 0 or more, and above 0 somewhere."
+            )
+        cells, targets, weights = cells.at(counted), targets[counted], weights[counted]
+    y = targets.cpu().numpy().reshape(len(targets), -1)
+    chosen = multiset(np.concatenate([columns.codes(cells), y], 1), weights, seed)
+    size = None if chosen.weights is None else chosen.size
+    return cells.at(chosen.index), targets[chosen.index], chosen.weights, size
 
 
 def _numbers(y: Any) -> Any:

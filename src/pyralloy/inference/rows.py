@@ -22,6 +22,7 @@ __all__ = [
     "folds",
     "require_reach",
     "require_spread",
+    "require_support",
     "split",
     "standardised",
     "weighted_alike",
@@ -72,7 +73,7 @@ def checked(model: MDN, x: Any, y: Any, weights: Any = None) -> Rows:
             f"y has shape {tuple(y.shape)} and the head, with targets={targets}, needs {wanted}: "
             "reshape y, or make the head with targets=None for (N,) and targets=D for (N, D)."
         )
-    _require_support(y, model.head.family)
+    require_support(y, model.head.family)
     trunk = model.trunk
     if isinstance(trunk, MLP) and x.shape[1:] != (trunk.in_features,):
         raise ValueError(
@@ -223,7 +224,8 @@ def _fingerprints(values: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _require_support(y: Tensor, family: Family | VectorFamily) -> None:
+def require_support(y: Tensor, family: Family | VectorFamily) -> None:
+    """Check that every y is where components of the family have a density."""
     low, high, integer, circular = family.support
     if circular:
         _require_angles(y, family)
