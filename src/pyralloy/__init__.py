@@ -43,6 +43,7 @@ _LAZY = {
     "calibration": ("pyralloy.calibration", None),
     "conformal": ("pyralloy.conformal", None),
     "plot": ("pyralloy.plot", None),
+    "scorers": ("pyralloy.scorers", None),
 }
 
 

@@ -12,7 +12,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
 from sklearn.utils.validation import check_array, validate_data
 
-__all__ = ["Cells", "Columns"]
+__all__ = ["Cells", "Columns", "plain_targets"]
 
 #: Rows in which a level must be seen to have a column of its own, and the most columns of levels.
 FEWEST, MOST = 5, 50
@@ -124,8 +124,10 @@ class Columns:
     ) -> Cells:
         least = 2 if reset else 1
         if series is None and not self.words:
-            table = validate_data(estimator, X, reset=reset, ensure_min_samples=least, **FLOATS)
-            return Cells(table, np.empty((len(table), 0), object))
+            found: Any = validate_data(
+                estimator, X, reset=reset, ensure_min_samples=least, **FLOATS
+            )
+            return Cells(found, np.empty((len(found), 0), object))
         validate_data(estimator, X, reset=reset, skip_check_array=True)
         if series is None:  # an array, where a data frame with words was fitted
             series = list(np.asarray(X, object).T)
@@ -211,3 +213,27 @@ def _numbers(place: int, series: Any) -> NDArray[np.float64]:
         raise ValueError(
             f"X holds what is no number in column {place}, which held numbers in fit ({error})."
         ) from error
+
+
+# -- targets ---------------------------------------------------------------------------------------
+
+
+def plain_targets(y: Any) -> Any:
+    """Give targets whose objects are numbers as numbers, as scikit-learn does.
+
+    Raises:
+        ValueError: None, or complex, in scikit-learn's words.
+    """
+    if y is None:
+        raise ValueError("MDNRegressor requires y to be passed, but the target y is None.")
+    if hasattr(y, "columns") or hasattr(y, "is_floating_point"):  # frames, tensors
+        return y
+    try:
+        array = np.asarray(y)
+        if array.dtype.kind == "c":
+            raise ValueError(f"Complex data not supported: y has dtype {array.dtype}.")
+        return array.astype(np.float64) if array.dtype.kind == "O" else y
+    except (TypeError, ValueError) as error:
+        if "Complex" in str(error):
+            raise
+        return y  # ragged, or of what is no number: refused by what checks it

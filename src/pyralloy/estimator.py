@@ -2,89 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation, AutoNormal
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.exceptions import DataConversionWarning
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
+from torch.nn.functional import pad
 
-from pyralloy.checks import as_values, integer, paired
-from pyralloy.columns import Cells, Columns
+from pyralloy.checks import as_values, integer
+from pyralloy.columns import Cells, Columns, plain_targets
 from pyralloy.families import FAMILIES
 from pyralloy.heads import MixtureHead
-from pyralloy.inference.ensemble import ensemble
 from pyralloy.inference.fit import Fit
-from pyralloy.inference.mcmc import nuts
 from pyralloy.inference.rows import require_support
-from pyralloy.inference.schedules import constant, cosine, one_cycle
-from pyralloy.inference.svi import fit
+from pyralloy.methods import INFERENCE, SCHEDULES, Data
 from pyralloy.mixture import Mixture
 from pyralloy.model import MDN
 from pyralloy.multiset import multiset
 from pyralloy.networks import ACTIVATIONS, MLP
-from pyralloy.priors import FanIn, LastLayer, Prior
+from pyralloy.priors import FanIn
+from pyralloy.scorers import neg_log_score
 
 __all__ = ["MDNRegressor"]
-
-
-class Data(NamedTuple):
-    """What a fit is given: inputs, targets, how much each row counts, and what is held out."""
-
-    X: Any
-    y: Any
-    weights: Any
-    size: float | None
-    validation: float | tuple[Any, ...] | None
-
-
-#: Makes the model of a seed.
-Make = Callable[[int], MDN]
-
-
-class Inference(NamedTuple):
-    """A method of inference: the prior it takes, and how it runs."""
-
-    prior: Callable[[Prior], Prior | None]
-    run: Callable[[Any, Make, Data, int], Fit]
-
-
-def _by_guide(guide: Any) -> Callable[[Any, Make, Data, int], Fit]:
-    return lambda regressor, make, data, seed: regressor._fit_guide(make, data, seed, guide)
-
-
-def _none(_prior: Prior) -> None:
-    return None
-
-
-def _all(prior: Prior) -> Prior:
-    return prior
-
-
-#: Most iterations of warm-up of a chain, and steps of the fit from which it starts.
-MOST_WARM_UP = 500
-
-#: Schedules of the learning rate by the name that opens them at the door.
-SCHEDULES = {"one_cycle": one_cycle, "cosine": cosine, "constant": constant}
-
-#: Methods of inference by the name that opens them at the door.
-INFERENCE = {
-    "ml": Inference(_none, _by_guide(None)),
-    "map": Inference(_all, _by_guide(AutoDelta)),
-    "vi": Inference(_all, _by_guide(AutoNormal)),
-    "laplace": Inference(LastLayer, _by_guide(AutoLaplaceApproximation)),
-    "nuts": Inference(
-        _all, lambda regressor, make, data, seed: regressor._fit_chains(make, data, seed)
-    ),
-}
 
 
 class MDNRegressor(RegressorMixin, BaseEstimator):
@@ -214,14 +162,18 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
                 or none; an argument out of range.
         """
         self.__dict__.pop("fit_", None)  # a fit that fails leaves no older one behind
-        targets = as_values("y", _numbers(y))
+        targets = as_values("y", plain_targets(y))
         if targets.ndim == 2 and targets.shape[1] == 1:
             message = "y is a column, (N, 1); it is taken as (N,), of one scalar target."
             warnings.warn(message, DataConversionWarning, stacklevel=2)
             targets = targets[:, 0]
         columns = Columns()
         cells = columns.learn(self, X)
-        paired(cells.numbers, targets)
+        if len(cells.numbers) != len(targets):
+            raise ValueError(
+                f"X has {len(cells.numbers)} rows and y has {len(targets)}: they must be the same "
+                "observations."
+            )
         if targets.ndim > 2:
             raise ValueError(f"y has shape {tuple(targets.shape)}: give (N,) or (N, D).")
         self._known()
@@ -268,11 +220,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         wide = replace(self.fit_, model=deepcopy(self.fit_.model).double())
         return wide.density(self._inputs(X), self.draws)
 
-    def predict_quantile(
-        self,
-        X: Any,
-        levels: float | Sequence[float],
-    ) -> NDArray[np.float64]:
+    def predict_quantile(self, X: Any, levels: float | Sequence[float]) -> NDArray[np.float64]:
         """Give quantiles of y, of each target by itself where there are several.
 
         Args:
@@ -282,11 +230,38 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         Returns:
             Shape (Q, N), or (Q, N, D) for D targets; without the first dimension for one level.
         """
-        density = self.predict_density(X)
-        if not density.event_shape:
-            return density.quantile(levels).cpu().numpy()
-        each = [density.marginal(d).quantile(levels) for d in range(density.event_shape[0])]
-        return torch.stack(each, -1).cpu().numpy()
+        return _stacked([d.quantile(levels) for d in self._scalars(X)], -1)
+
+    def predict_interval(self, X: Any, level: float = 0.9) -> NDArray[np.float64]:
+        """Give the equal-tailed interval of y, of each target by itself where there are several.
+
+        Args:
+            X: Inputs, shape (N, F).
+            level: Probability inside, in (0, 1).
+
+        Returns:
+            Lower and upper ends in y's units, shape (N, 2), or (N, D, 2) for D targets.
+        """
+        return _stacked([torch.stack(d.interval(level), -1) for d in self._scalars(X)], 1)
+
+    def predict_region(self, X: Any, level: float = 0.9) -> NDArray[np.float64]:
+        """Give the smallest region that holds y with a probability: a union of intervals.
+
+        Where y has several branches it leaves out what lies between them. Of several targets it is
+        that of each by itself; ``predict_density(X).level_set(level)`` is that of all together.
+
+        Args:
+            X: Inputs, shape (N, F).
+            level: Probability inside, in (0, 1).
+
+        Returns:
+            Lower and upper ends in y's units, shape (N, R, 2), or (N, D, R, 2) for D targets. R is
+            the largest number of intervals; rows that have fewer end in NaN.
+        """
+        ends = [d.highest_density_region(level).intervals for d in self._scalars(X)]
+        most = max(each.shape[-2] for each in ends)
+        padded = [pad(each, (0, 0, 0, most - each.shape[-2]), value=math.nan) for each in ends]
+        return _stacked(padded, 1)
 
     def sample(self, X: Any, draws: int = 1) -> NDArray[np.float64]:
         """Draw from the conditional density of y, shape (draws, N) or (draws, N, D).
@@ -297,25 +272,25 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         generator = torch.Generator(density.logits.device).manual_seed(self._seed())
         return density.sample((integer("draws", draws),), generator=generator).cpu().numpy()
 
-    def log_score(self, X: Any, y: Any) -> float:
+    def log_score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Give the mean negative log density of ``y``, in nats in y's units: smaller is better.
 
         Args:
             X: Inputs, shape (N, F).
             y: Observed targets, shape (N,) or (N, D).
+            sample_weight: Of the rows, shape (N,); None means all alike.
 
         Raises:
             ValueError: ``y`` is not of the shape that ``X`` predicts.
         """
+        return -neg_log_score(self, X, y, sample_weight)
+
+    def _scalars(self, X: Any) -> list[Mixture]:
+        """Give the density of y, or of each target."""
         density = self.predict_density(X)
-        observed = as_values("y", y, device=density.logits.device)
-        wanted = density.batch_shape + density.event_shape
-        if observed.shape != wanted:
-            raise ValueError(
-                f"y has shape {tuple(observed.shape)} and X predicts {tuple(wanted)}: "
-                "give the targets of the same rows."
-            )
-        return -float(density.log_prob(observed).mean())
+        if not density.event_shape:
+            return [density]
+        return [density.marginal(d) for d in range(density.event_shape[0])]
 
     def _known(self) -> None:
         """Look up every name."""
@@ -357,51 +332,6 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             return self._inputs(X), *rest
         return self.validation
 
-    def _fit_guide(self, make: Make, data: Data, seed: int, guide: Any) -> Fit:
-        """Fit by maximum likelihood, or with a guide."""
-        options: dict[str, Any] = {
-            "guide": guide,
-            "weights": data.weights,
-            "size": data.size,
-            "validation": data.validation,
-            "patience": self.patience,
-            "seed": seed,
-            "learning_rate": self.learning_rate,
-            "schedule": SCHEDULES[self.schedule],
-            "compile": self.compile,
-            "batch_size": self.batch_size,
-            "max_steps": self.max_steps,
-            "progress": self.progress,
-            "device": self.device,
-        }
-        members = integer("members", self.members)
-        if members == 1:
-            return fit(make(seed), data.X, data.y, **options)
-        return ensemble(make, data.X, data.y, members=members, **options)
-
-    def _fit_chains(self, make: Make, data: Data, seed: int) -> Fit:
-        """Draw ``draws`` weights by two chains, on all rows."""
-        if integer("members", self.members) > 1:
-            raise ValueError(
-                f"members={self.members} with inference='nuts': its two chains have starts of "
-                "their own already; take members=1 and more draws, or inference='vi' or 'laplace'."
-            )
-        steps = min(integer("max_steps", self.max_steps), MOST_WARM_UP)
-        return nuts(
-            make(seed),
-            data.X,
-            data.y,
-            weights=data.weights,
-            size=data.size,
-            start=steps,
-            warmup=steps,
-            draws=max(4, -(-integer("draws", self.draws) // 2)),
-            chains=2,
-            seed=seed,
-            progress=self.progress,
-            device=self.device,
-        )
-
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
@@ -416,6 +346,11 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
                 f"random_state={self.random_state!r}: give an integer of 0 or more, a "
                 "numpy.random.RandomState, or None."
             ) from error
+
+
+def _stacked(each: list[torch.Tensor], dim: int) -> NDArray[np.float64]:
+    """Stack what was found of each target; of one there is nothing to stack."""
+    return (each[0] if len(each) == 1 else torch.stack(each, dim)).cpu().numpy()
 
 
 def _counted(
@@ -444,25 +379,4 @@ def _counted(
     y = targets.cpu().numpy().reshape(len(targets), -1)
     chosen = multiset(np.concatenate([columns.codes(cells), y], 1), weights, seed)
     size = None if chosen.weights is None else chosen.size
-    return cells.at(chosen.index), targets[chosen.index], chosen.weights, size
-
-
-def _numbers(y: Any) -> Any:
-    """Give targets whose objects are numbers as numbers, as scikit-learn does.
-
-    Raises:
-        ValueError: None, or complex, in scikit-learn's words.
-    """
-    if y is None:
-        raise ValueError("MDNRegressor requires y to be passed, but the target y is None.")
-    if isinstance(y, torch.Tensor) or hasattr(y, "columns"):
-        return y
-    try:
-        array = np.asarray(y)
-        if array.dtype.kind == "c":
-            raise ValueError(f"Complex data not supported: y has dtype {array.dtype}.")
-        return array.astype(np.float64) if array.dtype.kind == "O" else y
-    except (TypeError, ValueError) as error:
-        if "Complex" in str(error):
-            raise
-        return y  # ragged, or of what is no number: refused by what checks it
+    return cells.at(chosen.rows), targets[chosen.rows], chosen.weights, size

@@ -17,12 +17,12 @@ class Multiset(NamedTuple):
     """Rows of a table, chosen so that tables of the same rows as often give the same choice.
 
     Attributes:
-        index: Which rows to take, in which order, shape (N',).
+        rows: Which rows to take, in which order, shape (N',).
         weights: Of each of them, shape (N',), or None where all are 1.
         size: How many rows they stand for: the sum of the weights given.
     """
 
-    index: NDArray[np.intp]
+    rows: NDArray[np.intp]
     weights: NDArray[np.float64] | None
     size: float
 
@@ -49,9 +49,9 @@ def multiset(
     Example:
         >>> repeated = multiset(np.array([[2.0], [1.0], [2.0]]), None, seed=0)
         >>> weighted = multiset(np.array([[1.0], [2.0]]), np.array([1.0, 2.0]), seed=0)
-        >>> np.array([[2.0], [1.0], [2.0]])[repeated.index].ravel().tolist()
+        >>> np.array([[2.0], [1.0], [2.0]])[repeated.rows].ravel().tolist()
         [1.0, 2.0, 2.0]
-        >>> np.array([[1.0], [2.0]])[weighted.index].ravel().tolist()
+        >>> np.array([[1.0], [2.0]])[weighted.rows].ravel().tolist()
         [1.0, 2.0, 2.0]
     """
     count = len(table)

@@ -1,0 +1,116 @@
+"""Methods: how a regressor's weights are found, by the name that its parameter has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from pyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation, AutoNormal
+
+from pyralloy.checks import integer
+from pyralloy.inference.ensemble import ensemble
+from pyralloy.inference.fit import Fit
+from pyralloy.inference.mcmc import nuts
+from pyralloy.inference.schedules import constant, cosine, one_cycle
+from pyralloy.inference.svi import fit
+from pyralloy.model import MDN
+from pyralloy.priors import LastLayer, Prior
+
+__all__ = ["INFERENCE", "SCHEDULES", "Data", "Inference", "Make"]
+
+
+class Data(NamedTuple):
+    """What a fit is given: inputs, targets, how much each row counts, and what is held out."""
+
+    X: Any
+    y: Any
+    weights: Any
+    size: float | None
+    validation: float | tuple[Any, ...] | None
+
+
+#: Makes the model of a seed.
+Make = Callable[[int], MDN]
+
+
+class Inference(NamedTuple):
+    """A method of inference: the prior it takes, and how it runs."""
+
+    prior: Callable[[Prior], Prior | None]
+    run: Callable[[Any, Make, Data, int], Fit]
+
+
+def _by_guide(guide: Any) -> Callable[[Any, Make, Data, int], Fit]:
+    return lambda regressor, make, data, seed: _fit_guide(regressor, make, data, seed, guide)
+
+
+def _none(_prior: Prior) -> None:
+    return None
+
+
+def _all(prior: Prior) -> Prior:
+    return prior
+
+
+#: Most iterations of warm-up of a chain, and steps of the fit from which it starts.
+MOST_WARM_UP = 500
+
+#: Schedules of the learning rate by the name that opens them at the door.
+SCHEDULES = {"one_cycle": one_cycle, "cosine": cosine, "constant": constant}
+
+
+def _fit_guide(regressor: Any, make: Make, data: Data, seed: int, guide: Any) -> Fit:
+    """Fit by maximum likelihood, or with a guide."""
+    options: dict[str, Any] = {
+        "guide": guide,
+        "weights": data.weights,
+        "size": data.size,
+        "validation": data.validation,
+        "patience": regressor.patience,
+        "seed": seed,
+        "learning_rate": regressor.learning_rate,
+        "schedule": SCHEDULES[regressor.schedule],
+        "compile": regressor.compile,
+        "batch_size": regressor.batch_size,
+        "max_steps": regressor.max_steps,
+        "progress": regressor.progress,
+        "device": regressor.device,
+    }
+    members = integer("members", regressor.members)
+    if members == 1:
+        return fit(make(seed), data.X, data.y, **options)
+    return ensemble(make, data.X, data.y, members=members, **options)
+
+
+def _fit_chains(regressor: Any, make: Make, data: Data, seed: int) -> Fit:
+    """Draw ``draws`` weights by two chains, on all rows."""
+    if integer("members", regressor.members) > 1:
+        raise ValueError(
+            f"members={regressor.members} with inference='nuts': its two chains have starts of "
+            "their own already; take members=1 and more draws, or inference='vi' or 'laplace'."
+        )
+    steps = min(integer("max_steps", regressor.max_steps), MOST_WARM_UP)
+    return nuts(
+        make(seed),
+        data.X,
+        data.y,
+        weights=data.weights,
+        size=data.size,
+        start=steps,
+        warmup=steps,
+        draws=max(4, -(-integer("draws", regressor.draws) // 2)),
+        chains=2,
+        seed=seed,
+        progress=regressor.progress,
+        device=regressor.device,
+    )
+
+
+#: Methods of inference by the name that opens them at the door.
+INFERENCE = {
+    "ml": Inference(_none, _by_guide(None)),
+    "map": Inference(_all, _by_guide(AutoDelta)),
+    "vi": Inference(_all, _by_guide(AutoNormal)),
+    "laplace": Inference(LastLayer, _by_guide(AutoLaplaceApproximation)),
+    "nuts": Inference(_all, _fit_chains),
+}
