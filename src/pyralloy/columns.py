@@ -46,18 +46,19 @@ class Columns:
     the most frequent; and so does, where there are rare levels, one that was never seen. Where
     there are none, its columns are all 0. A missing word is a level. Booleans are the numbers 0
     and 1. A missing number gives way to the median of its column; a column with missing numbers in
-    the rows to train on has another beside it that says where.
+    the rows to train on has another beside it that says where. Of such columns of zeros and ones,
+    one that says what another does, or its opposite, is left out: two levels take one column.
 
     Attributes:
         words: Positions of the columns of words.
 
     Example:
         >>> import pandas as pd
-        >>> frame = pd.DataFrame({"size": [1.0, None, 3.0] * 5, "kind": ["a", "b", "a"] * 5})
+        >>> frame = pd.DataFrame({"size": [1.0, None, 3.0] * 5, "kind": ["a", "a", "b"] * 5})
         >>> columns = Columns()
         >>> cells = columns.learn(SimpleImputer(), frame)
         >>> columns.fit_transform(cells)[:2].tolist()
-        [[1.0, 0.0, 1.0, 0.0], [2.0, 1.0, 0.0, 1.0]]
+        [[1.0, 0.0, 1.0], [2.0, 1.0, 1.0]]
     """
 
     words: tuple[int, ...] = ()
@@ -106,12 +107,18 @@ class Columns:
             self._medians.fit(cells.numbers[:, self._values])
         if self.words:
             self._levels.fit(cells.words)
+        self._kept = np.arange(len(self._values))
+        marks = self._joined(cells)[:, len(self._values) :]
+        self._kept = np.concatenate([self._kept, len(self._values) + _distinct(marks)])
         return self.transform(cells)
 
     def transform(self, cells: Cells) -> NDArray[Any]:
         """Give the numbers, shape (N, F'): values, where they were missing, and levels."""
         if self._plain and not np.isnan(cells.numbers).any():
             return cells.numbers
+        return self._joined(cells)[:, self._kept]
+
+    def _joined(self, cells: Cells) -> NDArray[Any]:
         parts = []
         if self._values:
             parts.append(self._medians.transform(cells.numbers[:, self._values]))
@@ -142,6 +149,15 @@ class Columns:
         for place, column in enumerate(objects):
             words[:, place] = column
         return Cells(table, words)
+
+
+def _distinct(marks: NDArray[Any]) -> NDArray[np.intp]:
+    """Name the columns of zeros and ones that are neither constant nor another one, or its rest."""
+    turned = marks != marks[:1]  # so that a column and what it leaves out are the same
+    seen: dict[bytes, int] = {}
+    for place in np.flatnonzero(turned.any(0)):
+        seen.setdefault(np.packbits(turned[:, place]).tobytes(), place)
+    return np.array(sorted(seen.values()), np.intp)
 
 
 # -- columns of data frames -----------------------------------------------------------------------

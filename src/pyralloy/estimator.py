@@ -370,7 +370,9 @@ def _counted(
                 "one number a row."
             )
         counted = np.flatnonzero(weights)
-        if len(counted) == 0 or weights.min() < 0 or not np.isfinite(weights.sum()):
+        with np.errstate(over="ignore"):
+            total = weights.sum()
+        if len(counted) == 0 or weights.min() < 0 or not np.isfinite(total):
             raise ValueError(
                 f"sample_weight holds numbers from {weights.min():g} to {weights.max():g}, all "
                 "zero, negative, or too large to add up: give 0 or more, and above 0 somewhere."

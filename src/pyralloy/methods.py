@@ -64,7 +64,7 @@ def _fit_guide(regressor: Any, make: Make, data: Data, seed: int, guide: Any) ->
     options: dict[str, Any] = {
         "guide": guide,
         "weights": data.weights,
-        "size": data.size,
+        "size": None if guide is None else data.size,  # only a prior minds
         "validation": data.validation,
         "patience": regressor.patience,
         "seed": seed,
