@@ -182,6 +182,13 @@ def test_bad_data_is_refused(x, y, message):
         make().fit(x, y)
 
 
+def test_a_bad_row_is_named_by_its_own_number():
+    y = np.abs(Y) + 0.1
+    y[123] = -7.0
+    with pytest.raises(ValueError, match=r"y holds -7.0 at row 123: .*'gamma'"):
+        make(family="gamma").fit(X, y)
+
+
 def test_rows_of_another_width_are_refused():
     mdn = make(max_steps=2).fit(X, Y)
     with pytest.raises(ValueError, match="2 features"):
