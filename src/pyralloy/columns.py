@@ -156,7 +156,7 @@ def _distinct(marks: NDArray[Any]) -> NDArray[np.intp]:
     turned = marks != marks[:1]  # so that a column and what it leaves out are the same
     seen: dict[bytes, int] = {}
     for place in np.flatnonzero(turned.any(0)):
-        seen.setdefault(np.packbits(turned[:, place]).tobytes(), place)
+        seen.setdefault(np.packbits(turned[:, place]).tobytes(), int(place))
     return np.array(sorted(seen.values()), np.intp)
 
 

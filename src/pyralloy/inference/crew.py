@@ -69,19 +69,21 @@ class Member:
 def gather_crew(
     models: Sequence[MDN],
     seeds: Sequence[int],
-    rows: tuple[Any, Any, Any, float | None],
+    rows: tuple[Any, Any],
     plan: Plan,
     validation: float | tuple[Any, ...] | None,
+    *,
+    weights: Any = None,
+    size: float | None = None,
 ) -> list[Member]:
-    """Check x, y, weights and their size, standardise once, draw who holds out what, and start each member.
+    """Check x and y, standardise them once, draw who holds out what, and start each member.
 
     Raises:
         TypeError, ValueError: As for :func:`pyralloy.fit`.
     """
     own = None if validation is None or isinstance(validation, tuple | list) else validation
     shared = validation if own is None else None
-    x, y, weights, size = rows
-    given = gather(models[0], x, y, weights, size=size, validation=shared, seed=plan.seed)
+    given = gather(models[0], *rows, weights, size=size, validation=shared, seed=plan.seed)
     parts = itertools.repeat((None, None))
     if own is not None:
         parts = folds(given.rows, own, given.generator)

@@ -135,7 +135,7 @@ def ensemble(
         for model in models:
             model.to(device)
             require_guide(model, guide)
-        crew = gather_crew(models, seeds, (x, y, weights, size), plan, validation)
+        crew = gather_crew(models, seeds, (x, y), plan, validation, weights=weights, size=size)
         if guide is None:
             fitted = side_by_side(crew, stop)
         else:
@@ -209,9 +209,7 @@ def side_by_side(crew: list[Member], stop: Stop) -> Fit:
             each.append(_alone(member, own, stop, None))
             continue
         fit = Fit(member.model, course.history(), plan.baseline, int(step))
-        each.append(
-            settled(fit, own.rows, own.held_out, returns=[], complete=not interrupted)
-        )
+        each.append(settled(fit, own.rows, own.held_out, returns=[], complete=not interrupted))
     said = tuple(dict.fromkeys(text for one in each for text in one.diagnostics))
     posterior = _members(models)
     history = course.history()
