@@ -159,7 +159,7 @@ def test_a_member_that_holds_out_rows_has_the_weights_it_would_have_alone():
     crews = []
     for _ in range(2):
         models = [make_model(seed, dtype=F64) for seed in range(3)]
-        crews.append(gather_crew(models, [4, 5, 6], (PROBLEM.x, PROBLEM.y), plan, 0.2))
+        crews.append(gather_crew(models, [4, 5, 6], (PROBLEM.x, PROBLEM.y, None), plan, 0.2))
     drawn = side_by_side(crews[0], Stop()).weights()
     for number, member in enumerate(crews[1]):
         alone = fit_weights(member.model, member.own, Stop())

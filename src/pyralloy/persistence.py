@@ -152,12 +152,12 @@ def _describe_trunk(trunk: nn.Module) -> dict[str, Any]:
         activation = next(known, None)
         if activation is None:
             raise _NoBlueprint(f"the trunk's activation is {layer!r}")
-    bins = 0 if trunk.encoding is None else trunk.encoding.bins
+    encoding: Any = trunk.encoding
     return {
         "in_features": trunk.in_features,
         "hidden": hidden,
         "activation": activation,
-        "bins": bins,
+        "bins": 0 if encoding is None else encoding.bins,
     }
 
 

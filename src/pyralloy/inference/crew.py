@@ -47,7 +47,7 @@ class Member:
         if (parts := self.of(ready.rows)) is None:
             return ready
         kept, out = parts
-        size = self.ready.size * len(kept.y) / len(self.ready.rows.y)
+        size = ready.size * len(kept.y) / len(ready.rows.y)
         return replace(ready, rows=kept, held_out=out, size=size)
 
     def of(self, rows: Rows) -> tuple[Rows, Rows] | None:
@@ -69,21 +69,20 @@ class Member:
 def gather_crew(
     models: Sequence[MDN],
     seeds: Sequence[int],
-    rows: tuple[Any, Any],
+    rows: tuple[Any, Any, Any],
     plan: Plan,
     validation: float | tuple[Any, ...] | None,
     *,
-    weights: Any = None,
     size: float | None = None,
 ) -> list[Member]:
-    """Check x and y, standardise them once, draw who holds out what, and start each member.
+    """Check the rows, standardise them once, draw who holds out what, and start each member.
 
     Raises:
         TypeError, ValueError: As for :func:`pyralloy.fit`.
     """
     own = None if validation is None or isinstance(validation, tuple | list) else validation
     shared = validation if own is None else None
-    given = gather(models[0], *rows, weights, size=size, validation=shared, seed=plan.seed)
+    given = gather(models[0], *rows, size=size, validation=shared, seed=plan.seed)
     parts = itertools.repeat((None, None))
     if own is not None:
         parts = folds(given.rows, own, given.generator)

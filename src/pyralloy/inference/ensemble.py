@@ -135,7 +135,7 @@ def ensemble(
         for model in models:
             model.to(device)
             require_guide(model, guide)
-        crew = gather_crew(models, seeds, (x, y), plan, validation, weights=weights, size=size)
+        crew = gather_crew(models, seeds, (x, y, weights), plan, validation, size=size)
         if guide is None:
             fitted = side_by_side(crew, stop)
         else:
@@ -287,7 +287,7 @@ class _Course:
         if plan.patience is not None:
             self.done |= step - self.best_step >= plan.patience * plan.every
         known = losses[losses.isfinite()]
-        return float(known.mean()) + plan.offset if len(known) else math.nan
+        return float(known.mean()) + self._plan.offset if len(known) else math.nan
 
     def broken(self) -> list[int]:
         """Name the lanes that never had finite weights, or lost them."""
