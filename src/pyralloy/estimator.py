@@ -18,6 +18,7 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch.nn.functional import pad
 
+from pyralloy import recipe
 from pyralloy.checks import as_values, integer
 from pyralloy.columns import Cells, Columns, plain_targets
 from pyralloy.families import FAMILIES
@@ -54,6 +55,8 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         components: Number of components K of the mixture.
         hidden: Widths of the hidden layers.
         activation: ``"silu"``, ``"relu"``, ``"tanh"``, ``"gelu"``, ``"elu"`` or ``"mish"``.
+        bins: Bins a column of the :class:`~pyralloy.networks.PiecewiseLinear` encoding that X goes
+            through; 0 for none. None takes 16, and none of a single column or with ``"nuts"``.
         family: Kind of component, by its name in :data:`pyralloy.families.FAMILIES`, for instance
             ``"normal"``, ``"student_t"``, ``"gamma"`` or ``"poisson"``.
         covariance: Of several targets within a component: ``"diagonal"``; for ``"normal"`` and
@@ -69,9 +72,10 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         draws: Draws of the weights that a prediction pools, and that ``"nuts"`` makes, in 2 chains.
         learning_rate: Peak of the schedule.
         schedule: Of the learning rate: ``"one_cycle"``, ``"cosine"`` or ``"constant"``.
-        batch_size: Rows a step; None takes a sixteenth of the training rows, within 16 and 128.
-        max_steps: Steps of the schedule; with ``"nuts"`` those of the fits from which chains start,
-            and the iterations of their warm-up, 500 of each at the most.
+        batch_size: Rows a step; None takes a sixty-fourth of the training rows, within 64 and 512.
+        max_steps: Steps of the schedule; None takes 3,000, or those that see each row ten times,
+            whichever is more. With ``"nuts"`` those of the fits from which chains start, and the
+            iterations of their warm-up, 500 of each at the most.
         validation: Fraction of the rows held out to choose the weights, a pair ``(X, y)``, or None.
         patience: Evaluations without improvement (of 100) that end the fit; None runs all steps.
         compile: How a step is run: False, True or ``"auto"``, as in :func:`pyralloy.fit`.
@@ -103,20 +107,21 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
 
     def __init__(
         self,
-        components: int = 20,
-        hidden: Sequence[int] = (64, 64),
+        components: int = 10,
+        hidden: Sequence[int] = (128, 128),
         activation: str = "silu",
         *,
+        bins: int | None = None,
         family: str = "normal",
         covariance: str = "diagonal",
         inference: str = "ml",
         members: int = 1,
         prior_scale: float = 1.0,
         draws: int = 100,
-        learning_rate: float = 0.015,
+        learning_rate: float = 0.005,
         schedule: str = "one_cycle",
         batch_size: int | None = None,
-        max_steps: int = 1500,
+        max_steps: int | None = None,
         validation: float | tuple[Any, Any] | None = 0.1,
         patience: int | None = None,
         compile: bool | Literal["auto"] = False,  # noqa: A002 - as torch spells it
@@ -127,6 +132,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         self.components = components
         self.hidden = hidden
         self.activation = activation
+        self.bins = bins
         self.family = family
         self.covariance = covariance
         self.inference = inference
@@ -308,13 +314,15 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         return self.columns_.transform(self.columns_.read(self, X))
 
     def _model(self, features: int, targets: int | None, seed: int) -> MDN:
-        hidden = self.hidden
+        method, hidden, bins = INFERENCE[self.inference], self.hidden, self.bins
+        if bins is None:
+            bins = recipe.bins(features) if method.encodes else 0
         if isinstance(hidden, np.ndarray | list):
             hidden = tuple(hidden)
         # Layers draw their first weights from torch's default generator, which is put back.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            trunk = MLP(features, hidden, ACTIVATIONS[self.activation])
+            trunk = MLP(features, hidden, ACTIVATIONS[self.activation], bins=bins)
             head = MixtureHead(
                 trunk.out_features,
                 self.components,
@@ -322,7 +330,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
                 family=self.family,
                 covariance=self.covariance,
             )
-            prior = INFERENCE[self.inference].prior(FanIn(self.prior_scale))
+            prior = method.prior(FanIn(self.prior_scale))
             return MDN(trunk, head, prior=prior)
 
     def _validation(self) -> float | tuple[Any, ...] | None:

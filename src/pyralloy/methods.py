@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from pyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation, AutoNormal
 
+from pyralloy import recipe
 from pyralloy.checks import integer
 from pyralloy.inference.ensemble import ensemble
 from pyralloy.inference.fit import Fit
@@ -34,10 +35,11 @@ Make = Callable[[int], MDN]
 
 
 class Inference(NamedTuple):
-    """A method of inference: the prior it takes, and how it runs."""
+    """A method of inference: the prior it takes, how it runs, whether an encoding is affordable."""
 
     prior: Callable[[Prior], Prior | None]
     run: Callable[[Any, Make, Data, int], Fit]
+    encodes: bool = True
 
 
 def _by_guide(guide: Any) -> Callable[[Any, Make, Data, int], Fit]:
@@ -59,8 +61,17 @@ MOST_WARM_UP = 500
 SCHEDULES = {"one_cycle": one_cycle, "cosine": cosine, "constant": constant}
 
 
+def _course(regressor: Any, rows: int) -> tuple[int, int]:
+    """Give the rows a step and the number of steps, by the recipe where they are None."""
+    batch, steps = regressor.batch_size, regressor.max_steps
+    batch = recipe.batch_size(rows) if batch is None else integer("batch_size", batch)
+    steps = recipe.max_steps(rows, batch) if steps is None else integer("max_steps", steps)
+    return batch, steps
+
+
 def _fit_guide(regressor: Any, make: Make, data: Data, seed: int, guide: Any) -> Fit:
     """Fit by maximum likelihood, or with a guide."""
+    batch, steps = _course(regressor, len(data.y))
     options: dict[str, Any] = {
         "guide": guide,
         "weights": data.weights,
@@ -71,8 +82,8 @@ def _fit_guide(regressor: Any, make: Make, data: Data, seed: int, guide: Any) ->
         "learning_rate": regressor.learning_rate,
         "schedule": SCHEDULES[regressor.schedule],
         "compile": regressor.compile,
-        "batch_size": regressor.batch_size,
-        "max_steps": regressor.max_steps,
+        "batch_size": batch,
+        "max_steps": steps,
         "progress": regressor.progress,
         "device": regressor.device,
     }
@@ -89,7 +100,7 @@ def _fit_chains(regressor: Any, make: Make, data: Data, seed: int) -> Fit:
             f"members={regressor.members} with inference='nuts': its two chains have starts of "
             "their own already; take members=1 and more draws, or inference='vi' or 'laplace'."
         )
-    steps = min(integer("max_steps", regressor.max_steps), MOST_WARM_UP)
+    steps = min(_course(regressor, len(data.y))[1], MOST_WARM_UP)
     return nuts(
         make(seed),
         data.X,
@@ -112,5 +123,5 @@ INFERENCE = {
     "map": Inference(_all, _by_guide(AutoDelta)),
     "vi": Inference(_all, _by_guide(AutoNormal)),
     "laplace": Inference(LastLayer, _by_guide(AutoLaplaceApproximation)),
-    "nuts": Inference(_all, _fit_chains),
+    "nuts": Inference(_all, _fit_chains, encodes=False),
 }
