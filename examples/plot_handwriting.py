@@ -2,16 +2,12 @@ r"""
 Where does the pen go next?
 ===========================
 
-Whoever has written half a letter may go on in several ways: another loop, a stroke up, a dot. So
-the next step of the pen has a density of several peaks, given all steps before. A recurrent network
-is a trunk like any other. Drawn from step by step, does the density write?
-
-``python examples/plot_handwriting.py --data strokes.npz`` takes real strokes: rows (dx, dy, pen up
-after this step) in ``train_strokes`` and the number of rows of each drawing in ``train_lengths``.
+Whoever has written half a letter may go on in several ways, so the next step of the pen has a
+density of several peaks, given all steps before. Drawn from step by step, does the density write?
+With ``--data strokes.npz`` the strokes are real: ``train_strokes``, rows of (dx, dy, pen up after).
 """
 
-import argparse
-import math
+import sys
 
 import numpy as np
 import torch
@@ -20,105 +16,65 @@ from torch import nn
 
 import pyralloy as pa
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--data")
-options = parser.parse_args()
+# %%
+# Made words: five letters out of three (a low loop, a tall one, a wave with a dot), ten steps each,
+# with a slant and a size of the word's own.
+
 rng = np.random.default_rng(0)
+turn, half = np.linspace(0.0, 2.0 * np.pi, 11), np.linspace(0.0, np.pi, 9)
+loop = np.diff([turn / 6.3 - 0.35 * np.sin(turn), 1.0 - np.cos(turn), np.zeros(11)]).T  # (10, 3)
+wave = np.diff([0.3 * half, 0.8 * np.sin(half) ** 2, half > 3.0]).T  # up after its last step
+wave = np.vstack([wave, [[-0.4, 1.4, 1.0], [0.4, -1.4, 0.0]]])  # to the dot, and back
+letters = np.stack([loop * [1.0, 0.4, 1.0], loop * [1.0, 1.1, 1.0], wave])
+words = letters[rng.integers(0, 3, (400, 5))].reshape(400, 50, 3)
+words[..., 0] += rng.normal(0.1, 0.15, (400, 1)) * words[..., 1]
+words *= rng.normal([1.0, 1.0, 1.0], [0.1, 0.1, 0.0], (400, 1, 3))
+words += rng.normal(0.0, [0.02, 0.02, 0.0], (400, 50, 3))
+if sys.argv[1:2] == ["--data"]:
+    steps = np.load(sys.argv[2])["train_strokes"] / [100.0, -100.0, 1.0]
+    words = steps[: len(steps) // 50 * 50].reshape(-1, 50, 3)
+words = torch.from_numpy(words).float()
 
 # %%
-# Made words: five letters out of three, each word with a slant and a size of its own.
+# A recurrent network is a trunk like any other: it reads the steps so far. The head gives the
+# density of the next (dx, dy), one more output the probability that the pen is up after it.
 
-
-def letter(kind):
-    """Give ten steps: a low loop, a tall loop, or a wave with a dot."""
-    s = np.linspace(0.0, 1.0, 9 if kind == 2 else 11)
-    loop = np.stack([s - 0.35 * np.sin(2 * math.pi * s), 1.0 - np.cos(2 * math.pi * s)], 1)
-    wave = np.stack([0.9 * s, 0.8 * np.sin(math.pi * s) ** 2], 1)
-    places = (loop * [1.0, 0.4], loop * [1.0, 1.1], np.vstack([wave, [0.5, 1.4], [0.95, 0.0]]))
-    steps = np.column_stack([np.diff(places[kind], axis=0), np.zeros(10)])
-    steps[-3:-1, 2] = kind == 2  # the pen is up on its way to the dot, and on its way back
-    return steps
-
-
-def word():
-    steps = np.vstack([letter(kind) for kind in rng.integers(0, 3, 5)])
-    steps[:, 0] += rng.normal(0.1, 0.15) * steps[:, 1]  # slant
-    steps[:, :2] = rng.normal(1.0, 0.1) * steps[:, :2] + rng.normal(0.0, 0.02, (50, 2))
-    return steps
-
-
-if options.data:
-    with np.load(options.data) as held:
-        cuts = np.cumsum(held["train_lengths"])[:2000]
-        drawings = np.split(held["train_strokes"][: cuts[-1]] / 100.0, cuts[:-1])
-        drawings = [np.column_stack([d[:, :2], 100.0 * d[:, 2]]) for d in drawings if len(d) > 1]
-else:
-    drawings = [word() for _ in range(400)]
-strokes = [torch.tensor(d, dtype=torch.float32) for d in drawings]
-
-# %%
-# The trunk reads the steps so far; the head gives the density of the next (dx, dy), correlated
-# within a component, and one more output the probability that the pen is up after it.
-
-with torch.random.fork_rng():
-    torch.manual_seed(0)
-    trunk = nn.GRU(3, 64, batch_first=True)
-    head = pa.MixtureHead(64, components=8, targets=2, covariance="full", spread=0.5)
-    pen = nn.Linear(64, 1)
-    parameters = [p for part in (trunk, head, pen) for p in part.parameters()]
-    optimiser = torch.optim.Adam(parameters)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, 800)
-    for step in range(800):
-        chosen = [strokes[i] for i in torch.randint(len(strokes), (32,)).tolist()]
-        padded = nn.utils.rnn.pad_sequence(chosen, batch_first=True)  # (32, T, 3)
-        before = torch.cat([torch.zeros(32, 1, 3), padded[:, :-1]], 1)
-        there = torch.arange(padded.shape[1]) < torch.tensor([len(c) for c in chosen])[:, None]
-        features, after = trunk(before)[0][there], padded[there]  # (R, 64), (R, 3)
-        up = nn.functional.binary_cross_entropy_with_logits(pen(features)[:, 0], after[:, 2])
-        loss = up - head(features).log_prob(after[:, :2]).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        schedule.step()
-        if step % 200 == 199:
-            print(f"step {step + 1}: {loss.item():.2f} nats a step of the pen")
-
-# %%
-# Drawn from step by step. Below one, a temperature takes the likelier branches and less noise.
+torch.manual_seed(0)
+trunk, pen = nn.GRU(3, 64, batch_first=True), nn.Linear(64, 1)
+head = pa.MixtureHead(64, components=8, targets=2, covariance="full", spread=0.5)
+optimiser = torch.optim.Adam([*trunk.parameters(), *pen.parameters(), *head.parameters()], 3e-3)
+for _ in range(800):
+    after = words[torch.randint(len(words), (32,))]  # (32, 50, 3)
+    features, _ = trunk(nn.functional.pad(after, (0, 0, 1, -1)))  # (32, 50, 64)
+    up = nn.functional.binary_cross_entropy_with_logits(pen(features)[..., 0], after[..., 2])
+    loss = up - head(features).log_prob(after[..., :2]).mean()
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+print(f"{loss.item():.2f} nats a step of the pen")
 
 
 @torch.no_grad()
-def write(temperature, length, seed):
-    g, state, last, steps = torch.Generator().manual_seed(seed), None, torch.zeros(1, 1, 3), []
-    for _ in range(length):
-        features, state = trunk(last, state)
-        density = head(features[0]).tempered(weight=temperature, scale=temperature**0.5)
-        up = torch.rand(1, generator=g) < torch.sigmoid(pen(features[0, 0]) / temperature)
-        last = torch.cat([density.sample(generator=g)[0], up.float()])[None, None]
-        steps.append(last[0, 0])
-    return torch.stack(steps)
+def write(temperature):
+    """Draw two words step by step; the cooler, the likelier the branches and the less noise."""
+    state, steps = None, [torch.zeros(2, 1, 3)]
+    for _ in range(50):
+        features, state = trunk(steps[-1], state)  # (2, 1, 64)
+        density = head(features).tempered(weight=temperature, scale=temperature**0.5)
+        up = torch.bernoulli(torch.sigmoid(pen(features) / temperature))
+        steps.append(torch.cat([density.sample(), up], -1))
+    return torch.cat(steps[1:], 1)
 
 
-def draw(ax, steps):
-    places = steps[:, :2].cumsum(0)
-    start = 0
-    for end in [*(steps[:, 2] > 0.5).nonzero()[:, 0].tolist(), len(steps) - 1]:
-        ax.plot(*places[start : end + 1].T, color="0", lw=1.5, solid_capstyle="round")
-        if end > start or start:
-            ax.plot(*places[end], ".", color="0", ms=2)
-        start = end + 1
-    ax.set(aspect="equal", xticks=[], yticks=[])
-    ax.yaxis.set_inverted(bool(options.data))  # a screen counts downward
-
-
-rows = {"given": None, "T = 1": 1.0, "T = 0.5": 0.5, "T = 0.1": 0.1}
 figure, axes = plt.subplots(4, 2, figsize=(9, 6), layout="constrained")
-for line, (name, temperature) in zip(axes, rows.items(), strict=True):
-    for seed, ax in enumerate(line):
-        draw(ax, strokes[seed] if temperature is None else write(temperature, 50, seed))
-    line[0].set_ylabel(name)
+drawings = torch.cat([words[:2], write(1.0), write(0.5), write(0.1)])
+names = np.repeat(["given", "T = 1", "T = 0.5", "T = 0.1"], 2)
+for ax, name, drawing in zip(axes.flat, names, drawings, strict=True):
+    lifts = (drawing[:, 2] > 0.5).nonzero()[:, 0] + 1
+    for stroke in drawing[:, :2].cumsum(0).tensor_split(lifts):
+        ax.plot(*stroke.T, "-" if len(stroke) > 1 else ".", color="0", lw=1.5, ms=3)
+    ax.set(aspect="equal", xticks=[], yticks=[], title=name)
 
 # %%
 # Nearly: at full temperature come loops of both kinds, waves and dots, with slips; the lower the
-# temperature, the neater the line and the fewer kinds of letter, down to low loops alone.
+# temperature, the smoother the line and the rarer the dots.
