@@ -1,7 +1,7 @@
 # What a contributor runs. Each target makes the virtual environment it needs, in .venv, and adds
 # to it only what that target needs: a fresh machine wants python 3.11 or newer, make and git.
 #
-#     make demo                            the tour: figures in build/demo
+#     make demo                            the tour: the figure in build/demo
 #     make test PYTHON=python3.12          with another Python, for a new .venv
 #     PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
 #                                          on Linux, torch without its 2 GB of GPU libraries
@@ -28,7 +28,7 @@ help: ## say what there is
 demo: $(VENV)/.ready-core ## fit the inverse sinusoid and draw it, in build/demo
 	@mkdir -p build/demo
 	PYRALLOY_FIGURES=build/demo $(RUN) examples/plot_inverse_sinusoid.py
-	@echo "Done: look at the figures in build/demo, then read examples/plot_inverse_sinusoid.py."
+	@echo "Done: look at build/demo/inverse_sinusoid.png, then read examples/plot_inverse_sinusoid.py."
 
 test: $(VENV)/.ready-test ## run the quick tests and the examples in docstrings
 	$(RUN) -m pytest -n $(WORKERS)

@@ -37,7 +37,9 @@ def least_squares(rows):
 # scales and weights all depend on x.
 
 trunk = pa.networks.MLP(1, hidden=(100,), activation=torch.nn.ReLU)
-fit = pa.fit(pa.MDN(trunk, pa.MixtureHead(100, components=20)), problem.x, problem.y, progress=False)
+fit = pa.fit(
+    pa.MDN(trunk, pa.MixtureHead(100, components=20)), problem.x, problem.y, progress=False
+)
 nll = -fit.density(fresh.x).log_prob(fresh.y)
 print("negative log density on 100,000 fresh points, nats")
 print(f"  a density that ignores x   {fit.marginal:.3f}")
@@ -45,8 +47,8 @@ print(f"  this fit                   {nll.mean():.3f} ± {nll.std() / 1e5**0.5:.
 print(f"  the exact density          {problem.entropy:.3f}, the limit of any model")
 
 # %%
-# Above, least squares both ways, and draws from the network. Below, its components (the mean of
-# each, as opaque as its weight is large), its density, and the exact one in the same shades.
+# Above, least squares both ways with 95 % intervals, and draws from the network. Below, its
+# components (their means, as opaque as their weights are large), its density and the exact one.
 
 x, y = torch.linspace(-15.0, 15.0, 601), torch.linspace(-12.0, 12.0, 721)
 figure, axes = plt.subplots(2, 3, figsize=(11, 7), layout="constrained")
@@ -55,12 +57,12 @@ for ax, rows, name in zip(axes[0], (forward, problem), ("effect", "cause"), stri
     pa.plot.data(rows.x, rows.y, ax=ax)
     ax.fill_between(grid, *found.density(grid).interval(0.95), color="C0", alpha=0.2, lw=0)
     ax.plot(grid, found.density(grid).mean, color="C0", lw=2)
-    ax.set_title(f"the {name}: least squares, 95 % interval")
+    ax.set_title(f"the {name} by least squares")
 density = fit.density(x)
 draws = density.sample((4,), generator=torch.Generator().manual_seed(0))  # (4, 601)
 pa.plot.samples(x, draws, ax=axes[0, 2]).set_title("the cause: draws from the network")
 pa.plot.components(x, density, ax=axes[1, 0]).set_title("its components")
-axes[1, 0].legend(frameon=False, loc="upper left", fontsize="small")
+axes[1, 0].legend(frameon=False, loc="lower right", fontsize="small")
 pa.plot.density(x, y, density, ax=axes[1, 1], vmax=1.5, colorbar=False).set_title("its density")
 exact = problem.log_density(x, y[:, None]).exp()  # (721, 601)
 pa.plot.density(x, y, exact, ax=axes[1, 2], vmax=1.5).set_title("the exact density")

@@ -7,8 +7,6 @@ joint to turn, so that the hand is *there*? Least squares takes the mean of the 
 reaches neither. From random poses alone a density finds both.
 """
 
-import math
-
 import torch
 from matplotlib import pyplot as plt
 
@@ -24,17 +22,9 @@ def joints(shoulder, elbow):
     return bend, bend + LINKS[1] * torch.stack([outer.cos(), outer.sin()], -1)
 
 
-def poses(rows, seed):
-    g = torch.Generator().manual_seed(seed)
-    return math.pi * (2.0 * torch.rand(rows, 2, generator=g) - 1.0)
-
-
 # %%
 # Angles have von Mises components: there is no seam between 359° and 1°. The density of both angles
 # is that of the elbow given the target, times that of the shoulder given the target and the elbow.
-
-angles = poses(8000, seed=0)
-target = joints(*angles.T)[1]
 
 
 def beside(target, elbow):
@@ -47,27 +37,29 @@ def fit(x, angle, components):
     return pa.fit(pa.MDN(trunk, head), x, angle, max_steps=2500, progress=False)
 
 
+poses = torch.pi * (2.0 * torch.rand(10_000, 2, generator=torch.Generator().manual_seed(0)) - 1.0)
+angles, target = poses[:8000], joints(*poses[:8000].T)[1]
 elbow_fit = fit(target, angles[:, 1], 4)
 shoulder_fit = fit(beside(target, angles[:, 1]), angles[:, 0], 2)
 
 # %%
 # At fresh targets the arm is put into the two highest modes.
 
-fresh = joints(*poses(2000, seed=1).T)[1]
+fresh = joints(*poses[8000:].T)[1]
 elbows = elbow_fit.density(fresh).modes().locations[:, :2]
 elbows = torch.where(elbows.isnan(), elbows[:, :1], elbows).float()  # a stretched arm has one mode
 for name, one in zip(("highest mode", "second mode"), elbows.T, strict=True):
     shoulder = shoulder_fit.density(beside(fresh, one)).modes().locations[:, 0].float()
-    miss = 100.0 * (joints(shoulder, one)[1] - fresh).norm(dim=-1) / LINKS.sum()
+    miss = (joints(shoulder, one)[1] - fresh).norm(dim=-1) / LINKS.sum()
     median, far = miss.quantile(0.5), miss.quantile(0.99)
-    print(f"{name}: the hand misses by {median:.2f} % of the arm's length, 99 % by < {far:.1f} %")
+    print(f"{name}: the hand misses by {median:.2%} of the arm's length, 99 % by < {far:.1%}")
 
 # %%
 # Four targets: the density of the elbow's angle, and the arm at both of its modes.
 
 spots = torch.tensor([[1.2, 0.3], [0.2, 1.2], [-0.9, -0.2], [0.5, -1.4]])
 density = elbow_fit.density(spots)
-turn = torch.linspace(-math.pi, math.pi, 721)
+turn = torch.linspace(-torch.pi, torch.pi, 721)
 figure, axes = plt.subplots(2, 4, figsize=(11, 5.2), layout="constrained", height_ratios=(1, 2))
 for row, (top, ax) in enumerate(zip(*axes, strict=True)):
     top.plot(turn.rad2deg(), density.log_prob(turn[:, None])[:, row].exp(), color="0.2")
