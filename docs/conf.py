@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
+import warnings
 from importlib.metadata import version as installed_version
 
 # Headless, and the gallery takes its figures from Matplotlib, not from files that a script writes.
 os.environ["MPLBACKEND"] = "Agg"
 os.environ.pop("PYRALLOY_FIGURES", None)
+
+
+def short_warning(message: object, category: type[Warning], *_: object) -> str:
+    """Write a warning as a page is to show it: without the folder of whoever builds the pages."""
+    return f"{category.__name__}: {message}\n"
+
+
+warnings.formatwarning = short_warning
 
 project = "pyralloy"
 author = "The pyralloy developers"
@@ -51,6 +60,7 @@ napoleon_use_rtype = False
 html_theme = "furo"
 html_title = f"pyralloy {release}"
 html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 html_show_sphinx = False
 
 # No timings on the pages: they would say more about the machine than about the example.

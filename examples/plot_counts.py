@@ -43,8 +43,8 @@ def fit(family):
 fits = {"Poisson": fit("poisson"), "negative binomial": fit("negative_binomial")}
 
 # %%
-# The PIT of counts is drawn within the step of the cdf at y, so that it is uniform if the law is
-# right.
+# A fit warns of Poisson's law, which is no better than a density that ignores the hour. The
+# PIT of counts is drawn within the step of the cdf at y, so that it is uniform if the law is right.
 
 reports = {n: calibration.report(f.density(hour_new), count_new, hour_new) for n, f in fits.items()}
 for name, found in reports.items():

@@ -63,7 +63,7 @@ axes[2].plot([0, 1], np.array(list(losses.values())), "o-", color="0.5")
 axes[2].axhline(fresh.entropy, color="C0", ls="--", label="limit of any model")
 axes[2].set(xticks=[0, 1], xlim=(-0.4, 1.4), ylabel="loss on fresh rows (nats)")
 axes[2].set_xticklabels(["maximum\nlikelihood", "Bayes"])
-axes[2].legend(frameon=False, loc="upper right")
+axes[2].legend(frameon=False, loc=(0.03, 0.1))
 axes[1].set_ylabel("")
 
 # %%

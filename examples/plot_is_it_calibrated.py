@@ -1,14 +1,14 @@
 r"""
-Is it calibrated, and mending it
-================================
+Right on average, wrong at every x
+==================================
 
 A density says how sure it is. Is it right to be? On rows that were not fitted,
 :func:`pyralloy.calibration.report` counts how often y falls where the density said, everywhere and
 along each feature, and says what to do.
 
-Here y is :math:`+x` or :math:`-x`, each half of the time, with a little noise, and x is half
-normal: together y is standard normal. Least squares finds no slope and a spread of one, and looks
-perfect, until one asks *where* it is right.
+Here y is x or -x, each half of the time, with a little noise, and x is half normal: together y is
+standard normal. Least squares finds no slope and a spread of one, and looks perfect, until one asks
+*where* it is right.
 """
 
 import torch

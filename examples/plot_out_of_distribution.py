@@ -41,7 +41,7 @@ for low, high in ((0, 10), (10, 12), (12, 15), (15, 20), (20, 30)):
 figure, axes = plt.subplots(2, 1, figsize=(7.5, 6), sharex=True, layout="constrained")
 pa.plot.data(problem.x, problem.y, ax=axes[0])
 pa.plot.prior_predictive(x, fit.densities(x, draws=12), ax=axes[0])
-axes[0].set(ylim=(-40, 40), title="twelve draws: median, and half of the mass")
+axes[0].set(ylim=(-22, 22), title="twelve draws: median, and half of the mass")
 axes[1].plot(x, parts.within, color="0.5", ls="--", label="aleatoric")
 axes[1].plot(x, parts.between, color="#d55e00", lw=2, label="epistemic")
 axes[1].set_ylim(0, None)
