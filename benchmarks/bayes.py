@@ -1,16 +1,18 @@
 """Does a posterior predict better than the one best set of weights, and at what cost?
 
-    python benchmarks/bayes.py [few] [reference] [chains] [--repeats 20] [--only NAME ...]
+    python benchmarks/bayes.py [few] [reference] [cost] [chains] [--repeats 20] [--only NAME ...]
 
 - few: 100 training rows of the inverse sinusoid, drawn anew `--repeats` times. Each method beside
   maximum likelihood with the defaults on the same rows: the mean difference, paired, with its
   standard error. Asked: at least 0.1 nats better.
 - reference: 2,500 rows, `--repeats` seeds. Asked: 1.320 at any cost. The exact density has 1.288.
-
+- cost: 2,500 rows, every method of docs/inference.rst, one after the other for each seed, so that a
+  machine that slows down slows all of them. Its table is that of `--repeats 3`.
 - chains: 4 chains of 250 draws of 440 weights, 500 rows, at several depths. Asked: R-hat of the log
   density below 1.05 at 95 % of the rows compared, in minutes.
 
-NLL on fresh rows, in nats, smaller is better; CPU seconds on one thread. `ml` is
+NLL on fresh rows, in nats, smaller is better; CPU seconds of a fit on one thread, and how many fits
+of `ml` they are. `ml` is
 `MDNRegressor()`; `ml small` has the network of the chains, so that the gain of Bayes can be told
 from that of a small network.
 """
@@ -26,6 +28,7 @@ from pyro.infer.autoguide import (
     AutoDelta,
     AutoLaplaceApproximation,
     AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
     AutoNormal,
 )
 
@@ -63,6 +66,12 @@ def chains(size, **options):
     )
 
 
+def members(count):
+    return lambda x, y, seed: pa.ensemble(
+        lambda own: model(None, own, WIDE), x, y, members=count, seed=seed, progress=False
+    )
+
+
 METHODS = {
     "ml": by(None),
     "ml small": by(None, size=SMALL),
@@ -77,7 +86,16 @@ REFERENCE = METHODS | {
     "mean-field, T = 0.3": by(AutoNormal, priors.FanIn(), temperature=0.3),
     "mean-field, last layer, long": by(AutoNormal, priors.LastLayer(), max_steps=5000),
 }
-PROBLEMS = {"few": (100, 5_000, FEW), "reference": (2500, 100_000, REFERENCE)}
+COST = METHODS | {
+    "full Normal, small": by(AutoMultivariateNormal, priors.FanIn(), SMALL),
+    "ensemble of 5": members(5),
+    "nuts, small": FEW["nuts, small"],
+}
+PROBLEMS = {
+    "few": (100, 5_000, FEW),
+    "reference": (2500, 100_000, REFERENCE),
+    "cost": (2500, 20_000, COST),
+}
 
 
 def nll(fit, fresh, draws=100):
@@ -102,13 +120,13 @@ def compare(rows, fresh, methods, repeats):
             seconds[name] += time.process_time() - start
             scores[name].append(nll(fit, fresh))
             print(f"  {seed:3d} {name:30s} {scores[name][-1]:.4f}", file=sys.stderr, flush=True)
-    print(f"{'':30s}     NLL   less than ml (s.e.)   CPU s")
+    print(f"{'':30s}     NLL   less than ml (s.e.)     CPU s    x ml")
     for name, values in scores.items():
         gain = np.array(scores["ml"]) - np.array(values)
         error = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else np.nan
         print(
             f"{name:30s} {np.mean(values):7.4f}   {gain.mean():8.4f} ({error:.4f})"
-            f"     {seconds[name] / repeats:7.1f}"
+            f"     {seconds[name] / repeats:7.1f} {seconds[name] / seconds['ml']:7.1f}"
         )
 
 

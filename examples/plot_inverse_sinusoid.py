@@ -2,9 +2,9 @@ r"""
 One x, several answers
 ======================
 
-A cause determines its effect up to noise: :math:`7 \sin(0.75\,c) + 0.5\,c + \varepsilon`. To
-predict the effect from the cause is ordinary regression, and least squares does it. What of the
-cause, given the effect? As many as five causes explain one effect.
+A cause c determines its effect up to noise, 7 sin(0.75 c) + 0.5 c + ε. To predict the effect from
+the cause is ordinary regression, and least squares does it. What of the cause, given the effect? As
+many as five causes explain one effect.
 
 The kind of problem is that of Bishop (1994). Its law is known here, so the network is held against
 the exact conditional density and its entropy, the limit of any model's log score.

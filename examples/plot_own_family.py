@@ -74,7 +74,7 @@ for family, style in (("normal", "C1--"), ("gumbel", "C0-")):
     print(f"{family}: {float((flood - exact).mean()):+.2f} m from the true level, on average")
 ax.plot(km, exact, color="0", lw=1, ls=":", label="true hundred-year level")
 ax.set(xlabel="distance from the source (km)", ylabel="level above the mean (m)")
-ax.legend(frameon=False)
+ax.legend(frameon=False, markerscale=3)
 
 # %%
 # Four short methods; with them the hundred-year level is found, which the Normal puts too low.

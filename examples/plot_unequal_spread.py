@@ -36,7 +36,7 @@ fits = {
 }
 
 # %%
-# Both hold about nine test households in ten in their 90 % intervals, on average. Where do they?
+# On average neither is far from nine test households in ten in its 90 % intervals. But where?
 
 x, y = test[["income"]], test["foodexp"]
 poor = (x["income"] < table["income"].median()).to_numpy()

@@ -111,7 +111,10 @@ def test_a_file_keeps_the_members_and_a_tree_shows_them(tmp_path):
     again = pa.load(tmp_path / "fit.safetensors")
     assert torch.equal(again.density(PROBLEM.x).mean, fit.density(PROBLEM.x).mean)
     tree = fit.to_arviz(HELD.x, HELD.y, draws=20)
-    assert tree["mixture"]["loc"].sizes["member"] == 3 and "posterior" not in tree.children
+    assert tree["mixture"]["loc"].sizes["member"] == 3
+    assert not {"posterior", "log_likelihood"} & set(tree.children)
+    with pytest.raises(TypeError, match="or an ensemble"):
+        pytest.importorskip("arviz_stats").loo(tree)
 
 
 def test_the_same_seed_gives_the_same_ensemble_bit_for_bit():
