@@ -30,7 +30,7 @@ class Cells(NamedTuple):
     """
 
     numbers: NDArray[Any]
-    words: NDArray[np.object_]
+    words: NDArray[Any]
 
     def at(self, index: Any) -> Cells:
         """Give some of the rows."""
