@@ -77,6 +77,8 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             whichever is more. With ``"nuts"`` those of the fits from which chains start, and the
             iterations of their warm-up, 500 of each at the most.
         validation: Fraction of the rows held out to choose the weights, a pair ``(X, y)``, or None.
+        stretch: Whether, in the end, the widths of all components are multiplied by one number, the
+            best on the rows held out; with ``"ml"``.
         patience: Evaluations without improvement (of 100) that end the fit; None runs all steps.
         compile: How a step is run: False, True or ``"auto"``, as in :func:`pyralloy.fit`.
         device: Where to train and predict, for instance ``"cuda"``; None is the CPU.
@@ -123,6 +125,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         batch_size: int | None = None,
         max_steps: int | None = None,
         validation: float | tuple[Any, Any] | None = 0.1,
+        stretch: bool = True,
         patience: int | None = None,
         compile: bool | Literal["auto"] = False,  # noqa: A002 - as torch spells it
         device: str | torch.device | None = None,
@@ -144,6 +147,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         self.batch_size = batch_size
         self.max_steps = max_steps
         self.validation = validation
+        self.stretch = stretch
         self.patience = patience
         self.compile: bool | Literal["auto"] = compile
         self.device = device

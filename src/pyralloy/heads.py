@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -99,17 +100,45 @@ class MixtureHead(nn.Module):
         self.register_load_state_dict_post_hook(_follow_octaves)
         if isinstance(self.family, VectorFamily):
             self._dims = (targets or 1,)
-            outputs = self.family.outputs_for(*self._dims)
+            outputs, widths = (
+                self.family.outputs_for(*self._dims),
+                self.family.widths_for(*self._dims),
+            )
         else:
-            self._dims, outputs = (), self.family.outputs
+            self._dims, outputs, widths = (), self.family.outputs, self.family.widths
+        self._widths = () if constant_scale else widths
         # The logits of all components, then each raw output of all components.
         self.outputs = nn.Linear(in_features, (1 + outputs) * components)
 
     def forward(self, features: Tensor) -> Mixture:
         """Map features (..., H) to a ``Mixture`` of batch shape (...), event shape () or (D,)."""
+        return self._mixture(*self._outputs(features))
+
+    def stretched(self, features: Tensor, amount: Tensor) -> Mixture:
+        """Map features (..., H) to a ``Mixture`` whose widths are exp(``amount``) times as large.
+
+        Between floor and ceiling; :meth:`stretch` makes it so for good.
+        """
         logits, *raw = self._outputs(features)
+        for place in self._widths:
+            raw[place] = raw[place] + amount
+        return self._mixture(logits, *raw)
+
+    @torch.no_grad()
+    def stretch(self, amount: float) -> None:
+        """Make the widths of all components exp(``amount``) times as large, wherever x is."""
+        raw = self.outputs.bias.view(-1, self.components)[1:]  # (P, K)
+        raw[list(self._widths)] += amount
+
+    @property
+    def stretches(self) -> bool:
+        """Whether components have widths to stretch; those of a Poisson follow from its mean."""
+        return bool(self._widths)
+
+    def _mixture(self, logits: Tensor, *raw: Tensor) -> Mixture:
         if self.constant_scale:  # locations and log-scales take turns
-            raw[1::2] = self.outputs.bias.split(self.components)[2::2]  # (K,) each
+            scales = self.outputs.bias.split(self.components)[2::2]  # (K,) each
+            raw = tuple(itertools.chain(*zip(raw[::2], scales, strict=True)))
         component = self.family.from_raw(raw, self.spread, *self._dims)
         return Mixture(dist.Categorical(logits=logits), component)
 

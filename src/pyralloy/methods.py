@@ -77,6 +77,7 @@ def _fit_guide(regressor: Any, make: Make, data: Data, seed: int, guide: Any) ->
         "weights": data.weights,
         "size": None if guide is None else data.size,  # only a prior minds
         "validation": data.validation,
+        "stretch": regressor.stretch,
         "patience": regressor.patience,
         "seed": seed,
         "learning_rate": regressor.learning_rate,

@@ -322,6 +322,7 @@ class TruncatedNormalFamily(Family):
     name = "truncated_normal"
     distribution = TruncatedNormal
     parameters = ("loc", "scale", "low", "high")
+    widths = (1,)
 
     def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
         self.support = _interval(low, high)

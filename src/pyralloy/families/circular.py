@@ -98,6 +98,7 @@ class VonMisesFamily(Family):
     name = "von_mises"
     distribution = VonMises
     parameters = ("loc", "concentration")
+    widths = (2,)
     support = Support(-math.pi, math.pi, circular=True)
 
     @property

@@ -99,12 +99,15 @@ class Family(ABC):
         distribution: The Pyro distribution of one component.
         parameters: Names of its parameters, in the order in which the constructor takes them.
         support: Where y lies; the whole line unless a family says otherwise.
+        widths: Which raw outputs are logs of a width, if any are: a fit stretches them all alike,
+            until they are as wide as held-out rows ask for.
     """
 
     name: str
     distribution: type[Any]
     parameters: tuple[str, ...]
     support: Support = Support()
+    widths: tuple[int, ...] = ()
 
     @property
     def outputs(self) -> int:

@@ -273,6 +273,11 @@ class JointFamily(VectorFamily):
         """Count shape parameters, centres and what the scale matrix takes."""
         return len(self.law.parameters) + dims + self.form.outputs(dims)
 
+    def widths_for(self, dims: int) -> tuple[int, ...]:
+        """Give the scales, with which each form of the matrix begins and by which it grows."""
+        first = len(self.law.parameters) + dims
+        return tuple(range(first, first + dims))
+
     def from_raw(self, raw: Sequence[Tensor], spread: float, dims: int) -> Any:
         """Map shapes, centres and the scale matrix, in this order."""
         count = len(self.law.parameters)

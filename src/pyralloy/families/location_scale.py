@@ -31,6 +31,7 @@ class NormalFamily(Family):
     name = "normal"
     distribution = dist.Normal
     parameters = ("loc", "scale")
+    widths = (1,)
 
     def from_raw(self, raw: Sequence[Tensor], spread: float) -> Any:
         """Map two outputs (...) to ``Normal(loc, scale)`` with the scale softly bounded."""
@@ -126,6 +127,7 @@ class LaplaceFamily(Family):
     name = "laplace"
     distribution = dist.Laplace
     parameters = ("loc", "scale")
+    widths = (1,)
 
     def from_raw(self, raw: Sequence[Tensor], spread: float) -> Any:
         """Map two outputs (...) to ``Laplace(loc, scale)`` with the scale softly bounded."""
@@ -173,6 +175,7 @@ class LogisticFamily(Family):
     name = "logistic"
     distribution = dist.Logistic
     parameters = ("loc", "scale")
+    widths = (1,)
 
     def from_raw(self, raw: Sequence[Tensor], spread: float) -> Any:
         """Map two outputs (...) to ``Logistic(loc, scale)`` with the scale softly bounded."""
@@ -217,6 +220,7 @@ class StudentTFamily(Family):
     name = "student_t"
     distribution = dist.StudentT
     parameters = ("df", "loc", "scale")
+    widths = (2,)
 
     def from_raw(self, raw: Sequence[Tensor], spread: float) -> Any:
         """Map ``raw`` (..., 3) to ``StudentT(df, loc, scale)``; only ``loc`` is free."""

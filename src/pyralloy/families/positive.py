@@ -31,6 +31,7 @@ class LogNormalFamily(Family):
     distribution = dist.LogNormal
     parameters = ("loc", "scale")
     support = Support(0.0)
+    widths = (1,)
 
     def from_raw(self, raw: Sequence[Tensor], spread: float) -> Any:
         """Map ``raw`` (..., 2), logs of a mean and of a relative width, to ``LogNormal``."""
@@ -86,6 +87,7 @@ class GammaFamily(Family):
     distribution = dist.Gamma
     parameters = ("concentration", "rate")
     support = Support(0.0)
+    widths = (1,)
 
     def from_raw(self, raw: Sequence[Tensor], spread: float) -> Any:
         """Map ``raw`` (..., 2), logs of a mean and of a relative width, to ``Gamma``."""
@@ -172,6 +174,7 @@ class WeibullFamily(Family):
     distribution = Weibull
     parameters = ("scale", "concentration")
     support = Support(0.0)
+    widths = (1,)
 
     def from_raw(self, raw: Sequence[Tensor], spread: float) -> Any:
         """Map ``raw`` (..., 2), logs of a mean and of 1 / concentration, to ``Weibull``."""

@@ -46,6 +46,10 @@ class VectorFamily(ABC):
         """Count the raw outputs that make one component of ``dims`` dimensions."""
 
     @abstractmethod
+    def widths_for(self, dims: int) -> tuple[int, ...]:
+        """Say which raw outputs are logs of a width, as a scalar family's ``widths`` does."""
+
+    @abstractmethod
     def from_raw(self, raw: Sequence[Tensor], spread: float, dims: int) -> Any:
         """Map P raw outputs ``(...)`` to components ``(...)`` of ``dims`` dimensions."""
 
@@ -116,6 +120,11 @@ class Product(VectorFamily):
     def outputs_for(self, dims: int) -> int:
         """Count the raw outputs: those of the scalar family for each dimension."""
         return dims * self.family.outputs
+
+    def widths_for(self, dims: int) -> tuple[int, ...]:
+        """Give the widths of each dimension."""
+        count = self.family.outputs
+        return tuple(i * count + place for i in range(dims) for place in self.family.widths)
 
     def from_raw(self, raw: Sequence[Tensor], spread: float, dims: int) -> Any:
         """Map raw outputs, those of one dimension side by side."""

@@ -24,6 +24,7 @@ from pyralloy.inference.posterior import Members, Several
 from pyralloy.inference.ready import Ready
 from pyralloy.inference.rows import Rows
 from pyralloy.inference.schedules import Schedule, one_cycle
+from pyralloy.inference.stretch import stretch as stretch_widths
 from pyralloy.inference.svi import first_plan, fit_guide, fit_weights, running
 from pyralloy.inference.training import Plan
 from pyralloy.inference.variational import Approximation, require_guide
@@ -47,6 +48,7 @@ def ensemble(
     seed: int = 0,
     learning_rate: float = 0.015,
     schedule: Schedule = one_cycle,
+    stretch: bool = True,
     clip: float | None = None,
     batch_size: int | None = None,
     max_steps: int = 1500,
@@ -80,6 +82,7 @@ def ensemble(
         seed: Source of the rows held out and of the members' seeds.
         learning_rate: Peak of the schedule.
         schedule: As in :func:`pyralloy.fit`.
+        stretch: As in :func:`pyralloy.fit`, of each member.
         clip: As in :func:`pyralloy.fit`, of each member.
         batch_size: Rows a step of each member.
         max_steps: Steps of the schedule.
@@ -122,6 +125,7 @@ def ensemble(
         every=max(1, steps // 100),
         patience=None if patience is None else integer("patience", patience),
         schedule=schedule,
+        stretch=stretch,
         clip=None if clip is None else positive("clip", clip),
         compile=compile,
         seed=seed,
@@ -208,6 +212,8 @@ def side_by_side(crew: list[Member], stop: Stop) -> Fit:
             member.restart()
             each.append(_alone(member, own, stop, None))
             continue
+        if plan.stretch:
+            stretch_widths(member.model, own.held_out)
         fit = Fit(member.model, course.history(), plan.baseline, int(step))
         each.append(settled(fit, own.rows, own.held_out, returns=[], complete=not interrupted))
     said = tuple(dict.fromkeys(text for one in each for text in one.diagnostics))
@@ -215,13 +221,15 @@ def side_by_side(crew: list[Member], stop: Stop) -> Fit:
     history = course.history()
     whole = Fit(models[0], history, plan.baseline, last, interrupted, said, posterior=posterior)
     if ready.held_out is not None:
-        history.validation[-1] = plan.offset + _score_of_pool(models, ready.held_out)
+        history.validation[-1] = plan.offset + _score(models, ready.held_out)
     elif crew[0].out is not None:
-        history.validation[-1] = plan.offset + float(course.best.mean())
+        parts = [(member.model, member.of(ready.rows)) for member in crew]
+        scores = [_score([model], part[1]) for model, part in parts if part is not None]
+        history.validation[-1] = plan.offset + sum(scores) / len(scores)
     return whole
 
 
-def _score_of_pool(models: list[MDN], rows: Rows) -> float:
+def _score(models: list[MDN], rows: Rows) -> float:
     """Give the mean negative log density of standardised rows, of the pool of the members."""
     each = []
     for model in models:

@@ -23,6 +23,7 @@ from pyralloy.inference.interrupts import Stop, interrupts
 from pyralloy.inference.objective import FlatParameters, Objective, empty_guide, pyro_runtime
 from pyralloy.inference.ready import Ready, prepare
 from pyralloy.inference.schedules import Schedule, one_cycle
+from pyralloy.inference.stretch import stretch as stretch_widths
 from pyralloy.inference.training import Callback, Plan, Trace, ended_by_itself, train
 from pyralloy.inference.variational import Approximation, approximate, require_guide
 from pyralloy.model import MDN
@@ -50,6 +51,7 @@ def fit(
     batch_size: int | None = None,
     max_steps: int = 1500,
     compile: bool | Literal["auto"] = False,  # noqa: A002 - as torch spells it
+    stretch: bool = True,
     initialise: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int | timedelta = timedelta(minutes=1),
@@ -133,6 +135,9 @@ def fit(
             its cache on disk holds the graph) and halves the time of a step or better. ``"auto"``
             compiles where the steps that are left repay it; it decides by the clock, so that the
             last bits of two such fits may differ.
+        stretch: Whether, in the end, the widths of all components are multiplied by one number, the
+            best on the held-out rows: networks of many weights and few rows are too sure. A guide
+            has its posterior for that, and is left as it is.
         initialise: Whether to draw the weights anew from ``seed`` and spread components over y (the
             weights of a trunk other than :class:`~pyralloy.networks.MLP` are left as they are);
             False goes on from the weights the model has.
@@ -188,6 +193,7 @@ def fit(
         every=max(1, max_steps // 100),
         patience=None if patience is None else integer("patience", patience),
         schedule=schedule,
+        stretch=stretch,
         clip=None if clip is None else positive("clip", clip),
         compile=_compiling(compile),
         seed=seed,
@@ -265,8 +271,11 @@ def running(model: MDN, plan: Plan) -> Iterator[None]:
 
 
 def fit_weights(model: MDN, ready: Ready, stop: Stop, *, begun: bool = True) -> Fit:
-    """Train by maximum likelihood."""
+    """Train by maximum likelihood, and stretch the components to the held-out rows."""
     trace = _trained(model, ready, stop)
+    evaluate = ready.evaluation(model)
+    if ready.plan.stretch and evaluate is not None and stretch_widths(model, ready.held_out):
+        trace.correct(evaluate() + ready.plan.offset)
     return _concluded(model, ready, trace, complete=begun and ended_by_itself(trace, ready.plan))
 
 

@@ -39,6 +39,7 @@ class Plan:
         patience: Evaluations without improvement that end the fit; None never ends it.
         choosing: Whether held-out rows choose the weights; if not, the last ones are kept.
         schedule: Fraction of the learning rate, of a step and the number of steps.
+        stretch: Whether components are stretched to the held-out rows when all is done.
         clip: Longest that a gradient may be; None leaves it as it is.
         compile: Whether a step is compiled: True, False or ``"auto"``.
         seed: Where the order of the batches comes from.
@@ -55,6 +56,7 @@ class Plan:
     patience: int | None = None
     choosing: bool = True
     schedule: Schedule = one_cycle
+    stretch: bool = True
     clip: float | None = None
     compile: bool | Literal["auto"] = False
     seed: int = 0
@@ -93,6 +95,12 @@ class Trace:
         reals = ((n, np.float64) for n in ("train", "validation", "seconds"))
         kinds = [("step", np.int64), *reals, ("clipped", np.int64)]
         return np.array(self.rows, dtype=kinds).view(np.recarray)
+
+    def correct(self, validation: float) -> None:
+        """Put another held-out loss where the best weights were seen: they have changed since."""
+        place = next(i for i, row in enumerate(self.rows) if row[0] == self.best_step)
+        step, train, _, seconds, clipped = self.rows[place]
+        self.rows[place] = (step, train, validation, seconds, clipped)
 
     def state(self) -> dict[str, Tensor]:
         """Give the rows and the numbers, in float64."""

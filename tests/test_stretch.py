@@ -1,0 +1,137 @@
+"""Stretching finds the width that held-out rows ask for, in every family that has one."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pyralloy as pa
+from pyralloy.families import FAMILIES
+from pyralloy.inference.rows import Rows
+from pyralloy.inference.stretch import stretch
+from pyralloy.networks import MLP
+
+F64 = torch.float64
+WIDE = [name for name, family in FAMILIES.items() if family.widths]
+
+
+def make_model(targets=None, seed=0, **options):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        trunk = MLP(2, (8,))
+        model = pa.MDN(trunk, pa.MixtureHead(8, 3, targets, **options)).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    return model.eval()
+
+
+def inputs(rows, seed=0):
+    return torch.randn(rows, 2, dtype=F64, generator=torch.Generator().manual_seed(seed))
+
+
+def drawn(model, rows, seed=0):
+    x = inputs(rows, seed)
+    with torch.no_grad():
+        y = model.network(x).sample(generator=torch.Generator().manual_seed(seed + 1))
+    return Rows(x, y)
+
+
+def mean_nll(model, rows):
+    with torch.no_grad():
+        return -float(model.network(rows.x).log_prob(rows.y).mean())
+
+
+@pytest.mark.parametrize("off", [-0.7, 0.4])
+@pytest.mark.parametrize("options", [{"family": f} for f in WIDE])
+def test_a_width_that_is_wrong_by_a_factor_is_found(options, off):
+    model = make_model(**options)
+    model.head.stretch(-1.5)  # far from ceilings, and narrow on an interval
+    rows = drawn(model, 4000)
+    truth = mean_nll(model, rows)
+    model.head.stretch(off)
+    assert mean_nll(model, rows) > truth + 1e-3
+    assert stretch(model, rows) == pytest.approx(-off, abs=0.1)
+    assert mean_nll(model, rows) < truth + 1e-4
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full", "low_rank"])
+def test_of_a_vector_all_dimensions_are_stretched_alike(covariance):
+    model = make_model(2, covariance=covariance)
+    before = model.network(inputs(5)).covariance_matrix
+    rows = drawn(model, 4000)
+    model.head.stretch(0.5)
+    grown = (model.network(inputs(5)).covariance_matrix / before).detach()
+    # Centres do not move, and the ceiling is soft.
+    assert 1.2 < float(grown.diagonal(dim1=-2, dim2=-1).min())
+    assert float(grown.diagonal(dim1=-2, dim2=-1).max()) < math.e
+    assert stretch(model, rows) == pytest.approx(-0.5, abs=0.1)
+
+
+def test_it_is_where_the_derivative_is_zero():
+    model = make_model()
+    rows = drawn(make_model(seed=3), 50)
+    stretch(model, rows)
+    best = mean_nll(model, rows)
+    assert stretch(model, rows) != 0.0  # the prior asks for less than all, each time
+    for amount in (0.3, -0.3):
+        model.head.stretch(amount)
+        assert mean_nll(model, rows) > best - 1e-3
+        model.head.stretch(-amount)
+
+
+def test_few_rows_move_little_and_none_nothing():
+    model = make_model()
+    one = Rows(torch.zeros(1, 2, dtype=F64), torch.full((1,), 50.0, dtype=F64))
+    assert 0.0 < stretch(model, one) <= 2.0
+    quiet = drawn(model, 1)
+    assert abs(stretch(make_model(), quiet)) < 0.5
+    assert stretch(model, None) == 0.0
+    counts = make_model(family="poisson")
+    assert stretch(counts, drawn(counts, 50)) == 0.0
+
+
+def test_weights_count_rows():
+    rows = drawn(make_model(seed=3), 60)
+    twice = Rows(*(torch.cat([t, t[:20]]) for t in (rows.x, rows.y)))
+    weights = torch.ones(60, dtype=F64)
+    weights[:20] = 2.0
+    found = [stretch(make_model(), r) for r in (twice, Rows(rows.x, rows.y, weights))]
+    assert found[0] == pytest.approx(found[1], abs=1e-9) and found[0] != 0.0
+
+
+def test_a_fit_is_scored_as_it_is_given_and_no_worse_than_unstretched():
+    problem = pa.datasets.inverse_sinusoid(60, seed=0)
+    held = pa.datasets.inverse_sinusoid(500, seed=1)
+    scores = []
+    for on in (True, False):
+        model = pa.MDN(MLP(1, (64,)), pa.MixtureHead(64, 8))
+        fit = pa.fit(
+            model,
+            problem.x,
+            problem.y,
+            validation=(held.x, held.y),
+            max_steps=300,
+            stretch=on,
+            learning_rate=0.05,
+            progress=False,
+        )
+        scores.append(fit.best_nll)
+        mine = -float(fit.density(held.x).log_prob(held.y).mean())
+        assert fit.best_nll == pytest.approx(mine, abs=1e-5)
+    assert scores[0] < scores[1] - 1e-3
+    assert np.isfinite(scores).all()
+
+
+def test_an_unsure_trunk_stays_as_it_was():
+    """Modes, gradients and weights other than the widths' are left alone."""
+    model = pa.MDN(nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5)), pa.MixtureHead(8, 3)).double()
+    model.train()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    stretch(model, drawn(make_model(), 100))
+    changed = [n for n, p in model.named_parameters() if not torch.equal(p, before[n])]
+    assert changed == ["head.outputs.bias"] and model.trunk[1].training
+    raw = (model.head.outputs.bias - before["head.outputs.bias"]).detach().view(3, 3)
+    assert float(raw[:2].abs().max()) == 0.0 and float(raw[2].std()) < 1e-12
