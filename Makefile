@@ -8,6 +8,7 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
+SPLITS ?= 20
 VENV := .venv
 RUN := $(VENV)/bin/python
 
@@ -20,7 +21,7 @@ export MPLBACKEND ?= Agg
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-all check docs bench clean
+.PHONY: help demo test test-all check docs bench bench-uci clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +50,9 @@ docs: $(VENV)/.ready-docs ## run the examples and build the pages, in docs/_buil
 bench: $(VENV)/.ready-test ## run every benchmark in turn
 	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do \
 		echo "== $$script"; $(RUN) "$$script"; done
+
+bench-uci: $(VENV)/.ready-test ## the UCI benchmark on its 20 splits (SPLITS=5 for a first look)
+	$(RUN) benchmarks/uci.py --splits $(SPLITS) --jobs $(WORKERS)
 
 clean: ## remove what was built, except .venv
 	rm -rf build dist docs/_build docs/api docs/gallery docs/sg_execution_times.rst

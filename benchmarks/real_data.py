@@ -4,7 +4,8 @@
                                    [--methods single ensemble ngboost lightgbm gp kde]
 
 `MDNRegressor()` as it comes and its ensemble of ten, beside rivals fitted to the same rows, each as
-it comes too: NGBoost, quantiles of LightGBM, scikit-learn's Gaussian process (up to 2,000 rows), and a conditional kernel estimate, whose two bandwidths have the best leave-one-out
+it comes too: NGBoost, quantiles of LightGBM, the Gaussian process of scikit-learn (up to 2,000
+rows), and a conditional kernel estimate, whose two bandwidths have the best leave-one-out
 likelihood. One that is not installed is left out. Random splits, 80 to 20.
 
 Of each the mean held-out CRPS in y's units, smaller is better, and its difference to `ensemble`,
