@@ -402,7 +402,7 @@ def test_scikit_learns_own_checks_pass():
         {"inference": "map", "max_steps": 150},
         {"inference": "vi", "max_steps": 300, "hidden": (16,), "components": 2, "draws": 8},
         {"inference": "laplace", "max_steps": 150, "hidden": (16,), "components": 2, "draws": 8},
-        {"inference": "nuts", "max_steps": 60, "hidden": (3,), "components": 1, "draws": 20},
+        {"inference": "nuts", "max_steps": 15, "hidden": (3,), "components": 1, "draws": 8},
         {"inference": "vi", "max_steps": 150, "hidden": (16,), "components": 2, "members": 2},
     ],
     ids=str,

@@ -75,7 +75,8 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         batch_size: Rows a step; None takes a sixty-fourth of the training rows, within 64 and 512.
         max_steps: Steps of the schedule; None takes 3,000, or those that see each row ten times,
             whichever is more. With ``"nuts"`` those of the fits from which chains start, and the
-            iterations of their warm-up, 500 of each at the most.
+            iterations of their warm-up, 500 of each at the most; and an iteration takes about as
+            many gradients at the most, and 1,024.
         validation: Fraction of the rows held out to choose the weights, a pair ``(X, y)``, or None.
         patience: Evaluations without improvement (of 100) that end the fit; None runs all steps.
         compile: How a step is run: False, True or ``"auto"``, as in :func:`pyralloy.fit`.
