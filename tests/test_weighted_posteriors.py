@@ -109,6 +109,15 @@ def test_a_weighted_member_has_the_weights_it_would_have_alone(options):
     assert max(ends) == 100 or "patience" in options
 
 
+def test_members_with_unlike_numbers_of_rows_take_batches_of_all_they_share():
+    """Copies are held out together, so that members differ in how many rows they keep."""
+    repeated = REPEATED[0][:40, :1], REPEATED[1][:40]
+    fit = pa.ensemble(
+        make_model, *repeated, members=3, batch_size=40, max_steps=3, progress=False, validation=0.3
+    )
+    assert bool(fit.density(HELD.x).mean.isfinite().all())
+
+
 @pytest.mark.parametrize("guide", [AutoDelta, AutoNormal])
 def test_members_of_a_guide_take_weights(guide):
     weights = torch.rand(400, generator=torch.Generator().manual_seed(0))

@@ -75,7 +75,8 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         batch_size: Rows a step; None takes a sixty-fourth of the training rows, within 64 and 512.
         max_steps: Steps of the schedule; None takes 3,000, or those that see each row ten times,
             whichever is more. With ``"nuts"`` those of the fits from which chains start, and the
-            iterations of their warm-up, 500 of each at the most.
+            iterations of their warm-up, 500 of each at the most; and an iteration takes about as
+            many gradients at the most, and 1,024.
         validation: Fraction of the rows held out to choose the weights, a pair ``(X, y)``, or None.
         stretch: Whether, in the end, the widths of all components are multiplied by one number, the
             best on the rows held out; with ``"ml"``.

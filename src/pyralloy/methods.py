@@ -56,6 +56,8 @@ def _all(prior: Prior) -> Prior:
 
 #: Most iterations of warm-up of a chain, and steps of the fit from which it starts.
 MOST_WARM_UP = 500
+#: Most times that an iteration of a chain doubles its path.
+MOST_DOUBLINGS = 10
 
 #: Schedules of the learning rate by the name that opens them at the door.
 SCHEDULES = {"one_cycle": one_cycle, "cosine": cosine, "constant": constant}
@@ -101,7 +103,8 @@ def _fit_chains(regressor: Any, make: Make, data: Data, seed: int) -> Fit:
             f"members={regressor.members} with inference='nuts': its two chains have starts of "
             "their own already; take members=1 and more draws, or inference='vi' or 'laplace'."
         )
-    steps = min(_course(regressor, len(data.y))[1], MOST_WARM_UP)
+    most = _course(regressor, len(data.y))[1]
+    steps = min(most, MOST_WARM_UP)
     return nuts(
         make(seed),
         data.X,
@@ -112,6 +115,7 @@ def _fit_chains(regressor: Any, make: Make, data: Data, seed: int) -> Fit:
         warmup=steps,
         draws=max(4, -(-integer("draws", regressor.draws) // 2)),
         chains=2,
+        depth=min(most.bit_length(), MOST_DOUBLINGS),
         seed=seed,
         progress=regressor.progress,
         device=regressor.device,

@@ -95,7 +95,11 @@ def gather_crew(
     if own is None:
         return crew
     scores = [_baseline(member, given.rows) for member in crew]
-    plan = replace(crew[0].ready.plan, baseline=sum(scores) / len(scores))
+    # Where copies stay together members have unlike numbers of rows, and their batches must not.
+    least = min(len(member.kept) for member in crew if member.kept is not None)
+    plan = crew[0].ready.plan
+    batch = min(plan.batch_size, least)
+    plan = replace(plan, baseline=sum(scores) / len(scores), batch_size=batch)
     return [replace(member, ready=replace(member.ready, plan=plan)) for member in crew]
 
 
