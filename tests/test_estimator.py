@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 import pyralloy as pa
+from pyralloy import recipe
 from pyralloy.inference.schedules import cosine
 from pyralloy.multiset import multiset
 
@@ -275,6 +276,7 @@ def test_schedule_and_weights_are_those_of_fit_on_rows_in_their_own_order():
         weights=weights[rows],
         schedule=cosine,
         learning_rate=0.005,
+        batch_size=recipe.batch_size(400),
         max_steps=100,
         seed=seed,
         progress=False,
@@ -395,7 +397,7 @@ QUICK = {"max_steps": 100, "learning_rate": 0.02, "hidden": (32,)}
 FEW = QUICK | {"components": 2, "draws": 8}
 
 OUTLIERS = (
-    "of 200 rows the 20 held out by this seed hold outliers, on which a fit of R² 0.8 is not better "
+    "of 200 rows the 20 held out by this seed hold outliers, on which a fit of R² 0.8 is no better "
     "than the marginal density beyond chance; it gives way to that, and has R² 0"
 )
 

@@ -100,13 +100,9 @@ class MixtureHead(nn.Module):
         self.register_load_state_dict_post_hook(_follow_octaves)
         if isinstance(self.family, VectorFamily):
             self._dims = (targets or 1,)
-            outputs, widths = (
-                self.family.outputs_for(*self._dims),
-                self.family.widths_for(*self._dims),
-            )
+            outputs = self.family.outputs_for(*self._dims)
         else:
-            self._dims, outputs, widths = (), self.family.outputs, self.family.widths
-        self._widths = () if constant_scale else widths
+            self._dims, outputs = (), self.family.outputs
         # The logits of all components, then each raw output of all components.
         self.outputs = nn.Linear(in_features, (1 + outputs) * components)
 
@@ -134,6 +130,15 @@ class MixtureHead(nn.Module):
     def stretches(self) -> bool:
         """Whether components have widths to stretch; those of a Poisson follow from its mean."""
         return bool(self._widths)
+
+    @property
+    def _widths(self) -> tuple[int, ...]:
+        """Say which raw outputs are logs of a width."""
+        if self.constant_scale:
+            return ()
+        if isinstance(self.family, VectorFamily):
+            return self.family.widths_for(*self._dims)
+        return self.family.widths
 
     def _mixture(self, logits: Tensor, *raw: Tensor) -> Mixture:
         if self.constant_scale:  # locations and log-scales take turns

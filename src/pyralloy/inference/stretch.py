@@ -18,7 +18,7 @@ __all__ = ["stretch"]
 LEAST, MOST = -1.0, 2.0
 
 #: Standard deviation of that logarithm before anything is seen, which few rows hardly move.
-BEFORE = 0.5
+BEFORE = 0.25
 
 #: Held-out rows that are looked at; one number needs no more.
 MOST_ROWS = 10_000
@@ -31,7 +31,7 @@ def stretch(model: MDN, held_out: Rows | None) -> float:
 
     .. math:: \sum_n \log p_a(y_n \mid x_n) - \frac{a^2}{2 \tau^2}
 
-    has its greatest value, :math:`\tau = 1/2`. Networks of many weights and few rows are too sure
+    has its greatest value, :math:`\tau = 1/4`. Networks of many weights and few rows are too sure
     of what they saw; where their best weights come early, they may also be less sure than they
     could be.
 
