@@ -395,7 +395,7 @@ QUICK = {"max_steps": 100, "learning_rate": 0.02, "hidden": (32,)}
 FEW = QUICK | {"components": 2, "draws": 8}
 
 OUTLIERS = (
-    "of 200 rows the 20 held out by this seed hold outliers, on which a fit of R² 0.8 is not better "
+    "of 200 rows the 20 held out by this seed hold outliers, where a fit of R² 0.8 is not better "
     "than the marginal density beyond chance; it gives way to that, and has R² 0"
 )
 
