@@ -397,8 +397,8 @@ QUICK = {"max_steps": 100, "learning_rate": 0.02, "hidden": (32,)}
 FEW = QUICK | {"components": 2, "draws": 8}
 
 OUTLIERS = (
-    "of 200 rows the 20 held out by this seed hold outliers, which choose the weights of step 60 of "
-    "3,000, of an R² of 0.35 where 0.5 is asked; another seed has 0.8"
+    "of 200 rows the 20 held out by this seed hold outliers, which choose the weights of step 60 "
+    "of 3,000, of an R² of 0.35 where 0.5 is asked; another seed has 0.8"
 )
 
 
