@@ -86,12 +86,16 @@ def gather_crew(
     parts = itertools.repeat((None, None))
     if own is not None:
         parts = folds(given.rows, own, given.generator)
-    crew = []
-    for model, seed, (kept, out) in zip(models, seeds, parts, strict=False):
-        # Not owned: the rows in their own units are needed again.
-        data = replace(given, generator=torch.Generator().manual_seed(seed), owned=False)
-        ready = prepare(plain(model), data, plan, Files(), initialise=True)
-        crew.append(Member(model, seed, crew[0].ready if crew else ready, kept, out))
+    # Not owned: the rows in their own units are needed again.
+    ready = prepare(plain(models[0]), replace(given, owned=False), plan, Files(), initialise=False)
+    crew = [
+        Member(model, seed, ready, kept, out)
+        for model, seed, (kept, out) in zip(models, seeds, parts, strict=False)
+    ]
+    for member in crew:
+        for name in ("x_scaling", "y_scaling"):
+            getattr(member.model, name).load_state_dict(getattr(models[0], name).state_dict())
+        member.restart()
     if own is None:
         return crew
     scores = [_baseline(member, given.rows) for member in crew]

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from pyralloy.checks import integer, positive
@@ -21,7 +22,7 @@ from pyralloy.inference.fit import Fit
 from pyralloy.inference.interrupts import Stop, interrupts
 from pyralloy.inference.lanes import Lanes
 from pyralloy.inference.posterior import Members, Several
-from pyralloy.inference.ready import Ready
+from pyralloy.inference.ready import Ready, mean_nll
 from pyralloy.inference.rows import Rows
 from pyralloy.inference.schedules import Schedule, one_cycle
 from pyralloy.inference.stretch import stretch as stretch_widths
@@ -29,7 +30,6 @@ from pyralloy.inference.svi import first_plan, fit_guide, fit_weights, running
 from pyralloy.inference.training import Plan
 from pyralloy.inference.variational import Approximation, require_guide
 from pyralloy.model import MDN
-from pyralloy.networks import evaluating
 
 __all__ = ["ensemble"]
 
@@ -204,40 +204,39 @@ def side_by_side(crew: list[Member], stop: Stop) -> Fit:
             for model in models:
                 model.eval()
     interrupted, last = stop.requested, course.rows[-1][0]
-    broken, each = course.broken(), []
+    broken, each, own_losses = course.broken(), [], []
     for lane, (member, step) in enumerate(zip(crew, course.best_step, strict=True)):
         own = member.own
         if lane in broken:
             # What stops a lane stops none of the others: it goes through the loop, which recovers.
             member.restart()
             each.append(_alone(member, own, stop, None))
-            continue
-        if plan.stretch:
-            stretch_widths(member.model, own.held_out)
-        fit = Fit(member.model, course.history(), plan.baseline, int(step))
-        each.append(settled(fit, own.rows, own.held_out, returns=[], complete=not interrupted))
+        else:
+            if plan.stretch:
+                stretch_widths(member.model, own.held_out)
+            fit = Fit(member.model, course.history(), plan.baseline, int(step))
+            each.append(settled(fit, own.rows, own.held_out, returns=[], complete=not interrupted))
+        if ready.held_out is None and (evaluate := own.evaluation(member.model)):
+            own_losses.append(evaluate())
     said = tuple(dict.fromkeys(text for one in each for text in one.diagnostics))
     posterior = _members(models)
     history = course.history()
     whole = Fit(models[0], history, plan.baseline, last, interrupted, said, posterior=posterior)
     if ready.held_out is not None:
-        history.validation[-1] = plan.offset + _score(models, ready.held_out)
-    elif crew[0].out is not None:
-        parts = [(member.model, member.of(ready.rows)) for member in crew]
-        scores = [_score([model], part[1]) for model, part in parts if part is not None]
-        history.validation[-1] = plan.offset + sum(scores) / len(scores)
+        history.validation[-1] = plan.offset + mean_nll(_pool_of(models), ready.held_out)
+    elif own_losses:
+        history.validation[-1] = plan.offset + sum(own_losses) / len(own_losses)
     return whole
 
 
-def _score(models: list[MDN], rows: Rows) -> float:
-    """Give the mean negative log density of standardised rows, of the pool of the members."""
-    each = []
-    for model in models:
-        with evaluating(model):
-            each.append(model.network(rows.x).log_prob(rows.y).to(torch.float64))
-    pooled = torch.stack(each).logsumexp(0) - math.log(len(models))  # (N,)
-    weights = torch.ones_like(pooled) if rows.weights is None else rows.weights
-    return -float((pooled * weights).sum() / weights.sum())
+def _pool_of(models: list[MDN]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Give the log density of standardised rows, of the pool of the members, (N,)."""
+
+    def log_prob(z: Tensor, t: Tensor) -> Tensor:
+        each = torch.stack([model.network(z).log_prob(t).to(torch.float64) for model in models])
+        return each.logsumexp(0) - math.log(len(models))
+
+    return log_prob
 
 
 class _Course:
@@ -291,9 +290,8 @@ class _Course:
             better = finite & (losses < self.best) & ~self.done
         self.kept[better] = average[better]
         self.best[better], self.best_step[better] = losses[better], step
-        plan = self._plan
-        if plan.patience is not None:
-            self.done |= step - self.best_step >= plan.patience * plan.every
+        if self._plan.patience is not None:
+            self.done |= step - self.best_step >= self._plan.patience * self._plan.every
         known = losses[losses.isfinite()]
         return float(known.mean()) + self._plan.offset if len(known) else math.nan
 

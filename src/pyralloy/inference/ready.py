@@ -21,7 +21,7 @@ from pyralloy.model import MDN
 from pyralloy.networks import MLP
 from pyralloy.scaling import INPUT_LIMIT
 
-__all__ = ["Ready", "baseline", "prepare", "start_weights"]
+__all__ = ["Ready", "baseline", "mean_nll", "prepare", "start_weights"]
 
 #: Rows of an evaluation at once.
 CHUNK = 4096
@@ -69,7 +69,7 @@ class Ready:
         rows = self.held_out
         if rows is None:
             return None
-        return lambda: _mean_nll(lambda z, t: model.network(z).log_prob(t), rows)
+        return lambda: mean_nll(lambda z, t: model.network(z).log_prob(t), rows)
 
 
 def prepare(model: MDN, data: Data, plan: Plan, files: Files, *, initialise: bool) -> Ready:
@@ -123,7 +123,7 @@ def baseline(y: Tensor, rows: Rows, support: Support) -> float:
     marginal = marginal_density(y[_some(y)], circular=support.circular)
     some = Rows(*(t[_some(t)] for t in rows.tensors()))
     # A kernel a row of y: fewer rows at once hold as many numbers as those of a model.
-    return _mean_nll(lambda _, y: marginal.log_prob(y), some, CHUNK // 16)
+    return mean_nll(lambda _, y: marginal.log_prob(y), some, CHUNK // 16)
 
 
 def _some(values: Tensor) -> slice:
@@ -131,9 +131,7 @@ def _some(values: Tensor) -> slice:
 
 
 @torch.no_grad()
-def _mean_nll(
-    log_prob: Callable[[Tensor, Tensor], Tensor], rows: Rows, chunk: int = CHUNK
-) -> float:
+def mean_nll(log_prob: Callable[[Tensor, Tensor], Tensor], rows: Rows, chunk: int = CHUNK) -> float:
     """Average minus ``log_prob`` over rows, in chunks, by their weights."""
     total, weight = 0.0, 0.0
     for x, y, *w in zip(*(t.split(chunk) for t in rows.tensors()), strict=True):
