@@ -12,7 +12,8 @@ from pyralloy import datasets, networks
 from pyralloy import priors as priors
 from pyralloy.heads import MixtureHead
 from pyralloy.inference.ensemble import ensemble
-from pyralloy.inference.fit import Fit, load
+from pyralloy.inference.fit import Fit
+from pyralloy.inference.loading import load
 from pyralloy.inference.mcmc import nuts
 from pyralloy.inference.svi import fit
 from pyralloy.mixture import Mixture
