@@ -30,7 +30,7 @@ class MixtureHead(nn.Module):
     .. math:: p(y \mid h) = \sum_k w_k(h) f(y; \theta_k(h)),
               \qquad w(h) = \mathrm{softmax}(A h + a)
 
-    Locations are free; the log of each scale lies between a soft floor and a soft ceiling, 1/100
+    Locations are free; the log of each scale lies between a soft floor and a soft ceiling, 1/500
     and 100 times ``spread``, so that no output of the network makes a density infinite or zero.
     Where some rows of y lie farther out than that, :meth:`widen` raises the ceiling to them.
 

@@ -311,7 +311,7 @@ class TruncatedNormal(TorchDistribution):
 class TruncatedNormalFamily(Family):
     """Truncated normal components; the mode lies softly in the interval.
 
-    The scale lies softly between 1/100 of the spread (or the interval, if that is smaller) and 10
+    The scale lies softly between 1/500 of the spread (or the interval, if that is smaller) and 10
     intervals, where the density is nearly flat.
 
     Args:

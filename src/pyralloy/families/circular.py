@@ -20,7 +20,7 @@ from pyralloy.families.arcs import (
     tail_area,
     wrap,
 )
-from pyralloy.families.contract import SCALE_FLOOR, Family, Support, within
+from pyralloy.families.contract import Family, Support, within
 from pyralloy.numerics import soft_between, soft_between_inverse
 
 __all__ = ["VonMises", "VonMisesFamily"]
@@ -114,7 +114,7 @@ class VonMisesFamily(Family):
 
     def to_raw(self, loc: Tensor, scale: Tensor, spread: float) -> Tensor:
         """Invert :meth:`from_raw`; ``scale`` is a circular standard deviation, in radians."""
-        deviation = scale.to(torch.float64).clamp(0.1 * SCALE_FLOOR, _MOST_DEVIATION)
+        deviation = scale.to(torch.float64).clamp(0.1 * _LEAST_WIDTH, _MOST_DEVIATION)
         width = concentration_of((-deviation.square() / 2).exp()).rsqrt()
         log_width = within(width, *(math.exp(v) for v in _LOG_WIDTHS)).log().to(loc.dtype)
         return torch.stack(
@@ -242,9 +242,10 @@ class VonMisesFamily(Family):
         return _deviation(self.variance(weights, component, dim))
 
 
-#: Logs of the ends between which widths lie, and the largest circular standard deviation told apart
-#: from that of a uniform density.
-_LOG_WIDTHS, _MOST_DEVIATION = (math.log(SCALE_FLOOR), math.log(30.0)), 6.0
+#: The least width, in radians, logs of the ends between which widths lie, and the largest circular
+#: standard deviation told apart from that of a uniform density.
+_LEAST_WIDTH = 1e-2
+_LOG_WIDTHS, _MOST_DEVIATION = (math.log(_LEAST_WIDTH), math.log(30.0)), 6.0
 #: pi as float32 rounds it: angles up to here lie on the circle as it is cut, and are not wrapped.
 _CUT = 3.1415927410125732
 

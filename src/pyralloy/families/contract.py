@@ -30,9 +30,10 @@ __all__ = [
     "within",
 ]
 
-#: Soft bounds on the standard deviation of a component, relative to the spread of y. A finer floor
+#: Soft bounds on the standard deviation of a component, relative to the spread of y. Targets that
+#: are spread over decades, as of yacht hydrodynamics, have rows as narrow as this; a finer floor
 #: lets components collapse on single rows of a small or rounded data set.
-SCALE_FLOOR, SCALE_CEILING = 1e-2, 1e2
+SCALE_FLOOR, SCALE_CEILING = 2e-3, 1e2
 
 
 class Spread(float):

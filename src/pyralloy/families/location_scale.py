@@ -26,7 +26,7 @@ __all__ = [
 
 
 class NormalFamily(Family):
-    """Normal components; scales lie softly between 1/100 and 100 times the spread of y."""
+    """Normal components; scales lie softly between 1/500 and 100 times the spread of y."""
 
     name = "normal"
     distribution = dist.Normal
@@ -122,7 +122,7 @@ class NormalFamily(Family):
 
 
 class LaplaceFamily(Family):
-    """Laplace components; standard deviations lie softly within 1/100 to 100 of y's spread."""
+    """Laplace components; standard deviations lie softly within 1/500 to 100 of y's spread."""
 
     name = "laplace"
     distribution = dist.Laplace
@@ -170,7 +170,7 @@ class LaplaceFamily(Family):
 
 
 class LogisticFamily(Family):
-    """Logistic components; standard deviations lie softly within 1/100 to 100 of y's spread."""
+    """Logistic components; standard deviations lie softly within 1/500 to 100 of y's spread."""
 
     name = "logistic"
     distribution = dist.Logistic

@@ -354,7 +354,7 @@ def _of_components(model: MDN, trained: Rows) -> list[str]:
         narrow = float((weights * (scale < 1.5 * floor)).sum(-1).mean())
         if narrow > NARROW:
             found.append(
-                f"{narrow:.0%} of the density is in components at the floor of scales, 1/100 of "
+                f"{narrow:.0%} of the density is in components at the floor of scales, 1/500 of "
                 "y's spread: y is nearly a function of x, or takes few values; compare by CRPS, "
                 "and give the head a smaller spread if the scales are real."
             )
