@@ -262,7 +262,7 @@ class _Course:
                 rate = plan.learning_rate * plan.schedule(step - 1, plan.max_steps)
                 losses = self.lanes.step(tuple(torch.stack(part) for part in parts), rate)
                 total, counted = total + losses.cpu(), counted + 1
-                if step % plan.every and step < plan.max_steps and not stop.requested:
+                if not (plan.looks_at(step) or stop.requested):
                     continue
                 held_out = self._look(step)
                 means = total / counted
