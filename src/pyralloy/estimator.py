@@ -56,7 +56,8 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         hidden: Widths of the hidden layers.
         activation: ``"silu"``, ``"relu"``, ``"tanh"``, ``"gelu"``, ``"elu"`` or ``"mish"``.
         bins: Bins a column of the :class:`~pyralloy.networks.PiecewiseLinear` encoding that X goes
-            through; 0 for none. None takes 16, and none of a single column or with ``"nuts"``.
+            through; 0 for none. None takes 16, fewer of few rows, and none of a single column or with
+            ``"nuts"``.
         family: Kind of component, by its name in :data:`pyralloy.families.FAMILIES`, for instance
             ``"normal"``, ``"student_t"``, ``"gamma"`` or ``"poisson"``.
         covariance: Of several targets within a component: ``"diagonal"``; for ``"normal"`` and
@@ -193,10 +194,10 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         cells, targets, weights, size = _counted(columns, cells, targets, sample_weight, seed)
         numbers = columns.fit_transform(cells)
         self.columns_ = columns
-        width, count = numbers.shape[1], targets.shape[1] if targets.ndim > 1 else None
+        count = targets.shape[1] if targets.ndim > 1 else None
         self.fit_: Fit = INFERENCE[self.inference].run(
             self,
-            lambda each: self._model(width, count, each),
+            lambda each: self._model(numbers.shape, count, each),
             Data(numbers, targets, weights, size, self._validation()),
             seed,
         )
@@ -318,10 +319,11 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         """Give the numbers that the network takes."""
         return self.columns_.transform(self.columns_.read(self, X))
 
-    def _model(self, features: int, targets: int | None, seed: int) -> MDN:
+    def _model(self, shape: Sequence[int], targets: int | None, seed: int) -> MDN:
+        rows, features = shape
         method, hidden, bins = INFERENCE[self.inference], self.hidden, self.bins
         if bins is None:
-            bins = recipe.bins(features) if method.encodes else 0
+            bins = recipe.bins(rows, features) if method.encodes else 0
         if isinstance(hidden, np.ndarray | list):
             hidden = tuple(hidden)
         # Layers draw their first weights from torch's default generator, which is put back.

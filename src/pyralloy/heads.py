@@ -106,18 +106,19 @@ class MixtureHead(nn.Module):
         # The logits of all components, then each raw output of all components.
         self.outputs = nn.Linear(in_features, (1 + outputs) * components)
 
-    def forward(self, features: Tensor) -> Mixture:
-        """Map features (..., H) to a ``Mixture`` of batch shape (...), event shape () or (D,)."""
-        return self._mixture(*self._outputs(features))
+    def forward(self, features: Tensor, stretch: Tensor | None = None) -> Mixture:
+        """Map features (..., H) to a ``Mixture`` of batch shape (...), event shape () or (D,).
 
-    def stretched(self, features: Tensor, amount: Tensor) -> Mixture:
-        """Map features (..., H) to a ``Mixture`` whose widths are exp(``amount``) times as large.
-
-        Between floor and ceiling; :meth:`stretch` makes it so for good.
+        Args:
+            features: What the trunk gives.
+            stretch: Logs of what widths are multiplied by, between floor and ceiling, here only:
+                broadcastable with (..., K); :meth:`stretch` makes it so for good.
         """
         logits, *raw = self._outputs(features)
-        for place in self._widths:
-            raw[place] = raw[place] + amount
+        if stretch is not None:
+            for place in self._widths:
+                raw[place] = raw[place] + stretch
+            logits, *raw = torch.broadcast_tensors(logits, *raw)
         return self._mixture(logits, *raw)
 
     @torch.no_grad()

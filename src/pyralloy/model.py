@@ -144,18 +144,26 @@ class MDN(PyroModule):
         model.x_scaling, model.y_scaling = self.x_scaling, self.y_scaling
         return model.train(self.training)
 
-    def network(self, z: Tensor, weights: Mapping[str, Tensor] | None = None) -> Mixture:
+    def network(
+        self,
+        z: Tensor,
+        weights: Mapping[str, Tensor] | None = None,
+        *,
+        stretch: Tensor | None = None,
+    ) -> Mixture:
         """Give the density of standardised y at standardised inputs ``z`` (N, F).
 
         Args:
             z: Standardised inputs.
             weights: Values to take for some or all weights, by name; None takes the module's own.
+            stretch: As for :class:`~pyralloy.MixtureHead`.
         """
         trunk, head = self.trunk, self.head
+        last = () if stretch is None else (stretch,)
         if not weights:
-            return head(trunk(z))
+            return head(trunk(z), *last)
         features = functional_call(trunk, _part("trunk.", weights, z), (z,))
-        return functional_call(head, _part("head.", weights, z), (features,))
+        return functional_call(head, _part("head.", weights, z), (features, *last))
 
     def density(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Mixture:
         """Give the density of y at ``x``, in y's units and in float64, with gradients.

@@ -287,6 +287,8 @@ class _Course:
             scores = self.lanes.scores(average, held).to(torch.float64).cpu()
             weights = torch.ones(1) if held.weights is None else held.weights.cpu()
             losses = -(scores * weights).sum(-1) / weights.expand_as(scores).sum(-1)
+            if self._plan.stretch:
+                losses = losses - self.lanes.gains(average, held).cpu()
             better = finite & (losses < self.best) & ~self.done
         self.kept[better] = average[better]
         self.best[better], self.best_step[better] = losses[better], step

@@ -14,6 +14,7 @@ from pyralloy.inference.engine import AGREEMENT, MEAN_DECAY, adam, rates_of
 from pyralloy.inference.objective import FlatParameters, Objective, empty_guide
 from pyralloy.inference.program import Program
 from pyralloy.inference.rows import Rows
+from pyralloy.inference.stretch import gain, spaced, tried
 from pyralloy.inference.training import Plan
 from pyralloy.model import MDN
 
@@ -64,26 +65,38 @@ class Lanes:
             return self._program(*state, rates, *batch)
 
     @torch.no_grad()
-    def scores(self, values: Tensor, rows: Rows) -> Tensor:
+    def scores(self, values: Tensor, rows: Rows, stretch: Tensor | None = None) -> Tensor:
         """Evaluate log densities (M, N) of standardised rows under weights ``values`` (M, P).
 
-        The rows are the same for all lanes, or have a leading dimension of them.
+        The rows are the same for all lanes, or have a leading dimension of them. With ``stretch``
+        (G, 1, 1) it is of shape (M, G, N).
         """
         own = rows.y.ndim > self._y_ndim
 
         def one(vector: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            return self._model.network(x, self.named(vector)).log_prob(y)
+            return self._model.network(x, self.named(vector), stretch=stretch).log_prob(y)
 
         lanes = 0 if own else None
         every = vmap(one, in_dims=(0, lanes, lanes))
-        chunk = max(1, AT_ONCE // (len(values) * self._model.head.components))
+        times = 1 if stretch is None else len(stretch)
+        chunk = max(1, AT_ONCE // (times * len(values) * self._model.head.components))
         training = self._model.training
         self._model.eval()
         try:
             parts = zip(rows.x.split(chunk, int(own)), rows.y.split(chunk, int(own)), strict=True)
-            return torch.cat([every(values, x, y) for x, y in parts], 1)
+            return torch.cat([every(values, x, y) for x, y in parts], -1)
         finally:
             self._model.train(training)
+
+    def gains(self, values: Tensor, rows: Rows) -> Tensor:
+        """Give how much less each lane's loss (M,) would be, were its components stretched."""
+        if not self._model.head.stretches:
+            return torch.zeros(len(values), dtype=torch.float64)
+        own = int(rows.y.ndim > self._y_ndim)
+        some = Rows(
+            *(t[(slice(None),) * own + (spaced(rows.y.shape[own]),)] for t in rows.tensors())
+        )
+        return gain(self.scores(values, some, tried(values)), some.weights)
 
     def named(self, vectors: Tensor) -> dict[str, Tensor]:
         """Cut weights (..., P) into those of each layer, by the names the model has for them."""

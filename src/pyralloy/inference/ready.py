@@ -14,6 +14,7 @@ from pyralloy.inference.batches import Batches, BatchSource
 from pyralloy.inference.checkpoint import Files, Rider, Saving, layout
 from pyralloy.inference.data import Data, Reading
 from pyralloy.inference.rows import Rows, standardised
+from pyralloy.inference.stretch import gain, spaced, tried
 from pyralloy.inference.training import Plan
 from pyralloy.initialise import place_components, redraw, spread_kinks
 from pyralloy.marginal import marginal_density
@@ -70,6 +71,20 @@ class Ready:
         if rows is None:
             return None
         return lambda: mean_nll(lambda z, t: model.network(z).log_prob(t), rows)
+
+    def choice(self, model: MDN) -> Callable[[], float] | None:
+        """Make what the weights are chosen by: the held-out loss, of the density once stretched."""
+        rows, evaluate = self.held_out, self.evaluation(model)
+        if rows is None or evaluate is None or not (self.plan.stretch and model.head.stretches):
+            return evaluate
+        x, y, *weights = (t[spaced(len(t))] for t in rows.tensors())
+
+        def loss() -> float:
+            with torch.no_grad():
+                found = model.network(x, stretch=tried(x)).log_prob(y)
+            return evaluate() - float(gain(found, *weights))
+
+        return loss
 
 
 def prepare(model: MDN, data: Data, plan: Plan, files: Files, *, initialise: bool) -> Ready:

@@ -12,16 +12,55 @@ from pyralloy.model import MDN
 from pyralloy.networks import evaluating
 from pyralloy.numerics import invert_monotone
 
-__all__ = ["stretch"]
+__all__ = ["gain", "spaced", "stretch", "tried"]
 
 #: Logs of the least and the most that widths are multiplied by.
 LEAST, MOST = -1.0, 2.0
 
 #: Standard deviation of that logarithm before anything is seen, which few rows hardly move.
-BEFORE = 0.25
+BEFORE = 0.5
+
+#: Those among which the best is looked for while weights are chosen; 0 is one of them.
+TRIED = (0.0, -0.4, -0.2, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 
 #: Held-out rows that are looked at; one number needs no more.
-MOST_ROWS = 10_000
+MOST_ROWS = 4096
+
+
+def spaced(count: int) -> slice:
+    """Give evenly spaced ones of so many rows, as many as are looked at."""
+    return slice(None, None, math.ceil(count / MOST_ROWS))
+
+
+def tried(like: Tensor) -> Tensor:
+    """Give the logs that are tried, to stretch densities by all at once: (G, 1, 1)."""
+    return torch.tensor(TRIED, dtype=like.dtype, device=like.device)[:, None, None]
+
+
+def gain(log_probs: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Give the nats a row that the best of the tried factors is worth, at least 0.
+
+    Weights of a network are to be chosen by the density that they will make in the end. Left as
+    they are, the best look to come early, where a network is not yet sure of itself; what it learns
+    of locations after that is worth more than its widths, which can be mended, are out.
+
+    Args:
+        log_probs: Of held-out rows, by each of the factors, shape (..., G, N).
+        weights: Of the rows, shape (N,) or (..., N).
+
+    Returns:
+        Shape (...), in float64.
+
+    References:
+        Berta, E., Holzmüller, D., Jordan, M. I., & Bach, F. (2025). Rethinking early stopping:
+        refine, then calibrate. arXiv:2501.19195
+    """
+    wide = log_probs.to(torch.float64)
+    share = torch.ones(1).to(wide) if weights is None else weights.to(wide)[..., None, :]
+    means = (wide * share).sum(-1) / share.expand_as(wide).sum(-1)
+    amounts = torch.tensor(TRIED).to(means)
+    means = means - (amounts / BEFORE).square() / (2 * wide.shape[-1])
+    return means.amax(-1) - means[..., 0]
 
 
 def stretch(model: MDN, held_out: Rows | None) -> float:
@@ -31,13 +70,13 @@ def stretch(model: MDN, held_out: Rows | None) -> float:
 
     .. math:: \sum_n \log p_a(y_n \mid x_n) - \frac{a^2}{2 \tau^2}
 
-    has its greatest value, :math:`\tau = 1/4`. Networks of many weights and few rows are too sure
+    has its greatest value, :math:`\tau = 1/2`. Networks of many weights and few rows are too sure
     of what they saw; where their best weights come early, they may also be less sure than they
     could be.
 
     Args:
         model: Trained by other rows; changed in place, where its components have widths at all.
-        held_out: Standardised; of more than 10,000 evenly spaced ones are looked at.
+        held_out: Standardised; of more than 4,096 evenly spaced ones are looked at.
 
     Returns:
         The logarithm a of the number, 0 where nothing was done.
@@ -48,8 +87,7 @@ def stretch(model: MDN, held_out: Rows | None) -> float:
     """
     if held_out is None or not model.head.stretches:
         return 0.0
-    step = math.ceil(len(held_out.y) / MOST_ROWS)
-    x, y, *weights = (t[::step] for t in held_out.tensors())
+    x, y, *weights = (t[spaced(len(t))] for t in held_out.tensors())
     with evaluating(model):
         features = model.trunk(x)
 
@@ -57,7 +95,7 @@ def stretch(model: MDN, held_out: Rows | None) -> float:
             """Differentiate the negative logarithm of what is to be greatest, shape (1,)."""
             with torch.enable_grad():
                 leaf = amount.detach().requires_grad_()
-                log_prob = model.head.stretched(features, leaf.to(features)).log_prob(y)
+                log_prob = model.head(features, leaf.to(features)).log_prob(y)
                 total = (log_prob * weights[0] if weights else log_prob).sum(dtype=torch.float64)
                 return torch.autograd.grad(0.5 * (leaf / BEFORE).square().sum() - total, leaf)[0]
 

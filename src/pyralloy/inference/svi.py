@@ -245,10 +245,12 @@ def _fraction(name: str, value: float) -> float:
 
 
 def first_plan(plan: Plan, start: int | None) -> Plan | None:
-    """Plan the run before that of a guide; None for no run."""
+    """Plan the run before that of a guide, which stretches nothing; None for no run."""
     steps = plan.max_steps // 2 if start is None else integer("start", start, 0)
     every = max(1, steps // 100)
-    return None if steps == 0 else replace(plan, max_steps=steps, every=every, callback=None)
+    if steps == 0:
+        return None
+    return replace(plan, max_steps=steps, every=every, stretch=False, callback=None)
 
 
 @contextmanager
@@ -289,8 +291,8 @@ def _trained(model: MDN, ready: Ready, stop: Stop) -> Trace:
             engine = Engine(
                 objective, parameters, plan.clip, compiling=plan.compile, steps=plan.max_steps
             )
-            evaluate = ready.evaluation(model)
-            return train(engine, batches, plan, evaluate, stop=stop, saving=saving)
+            choice = ready.choice(model)
+            return train(engine, batches, plan, choice, stop=stop, saving=saving)
         finally:
             parameters.release()
 

@@ -27,6 +27,10 @@ __all__ = ["Callback", "Diverged", "Plan", "Trace", "ended_by_itself", "train"]
 #: network has learnt what there is to learn within a few dozen steps, and then goes on to noise.
 EARLY = 3
 
+#: What of a plan another fit must share to end with the same weights, beside the schedule.
+SHARED = ("learning_rate", "batch_size", "max_steps", "every", "patience", "clip", "compile")
+SHARED += ("stretch", "seed")
+
 #: Called at each evaluation as ``callback(step, metrics)``; a true answer ends the fit.
 Callback = Callable[[int, Mapping[str, float]], Any]
 
@@ -79,10 +83,9 @@ class Plan:
 
         A schedule is a function, which has no name to trust: it is known by some of its values.
         """
-        names = ("learning_rate", "batch_size", "max_steps", "every", "patience", "clip", "compile")
         places = sorted({round(i * (self.max_steps - 1) / 16) for i in range(17)})
         schedule = [float(self.schedule(place, self.max_steps)) for place in places]
-        return {n: getattr(self, n) for n in (*names, "seed")} | {"schedule": schedule}
+        return {name: getattr(self, name) for name in SHARED} | {"schedule": schedule}
 
 
 @dataclass
