@@ -47,7 +47,7 @@ class Spread(float):
     Example:
         >>> low, high = scale_bounds(Spread(1.0, reach=1e4))
         >>> round(math.exp(low), 6), round(math.exp(high))
-        (0.01, 1000000)
+        (0.002, 1000000)
     """
 
     reach: float
