@@ -56,8 +56,8 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         hidden: Widths of the hidden layers.
         activation: ``"silu"``, ``"relu"``, ``"tanh"``, ``"gelu"``, ``"elu"`` or ``"mish"``.
         bins: Bins a column of the :class:`~pyralloy.networks.PiecewiseLinear` encoding that X goes
-            through; 0 for none. None takes 16, fewer of few rows, and none of a single column or with
-            ``"nuts"``.
+            through; 0 for none. None takes 16, fewer of few rows, and none of a single column or
+            with ``"nuts"``.
         family: Kind of component, by its name in :data:`pyralloy.families.FAMILIES`, for instance
             ``"normal"``, ``"student_t"``, ``"gamma"`` or ``"poisson"``.
         covariance: Of several targets within a component: ``"diagonal"``; for ``"normal"`` and
