@@ -25,6 +25,7 @@ from pyralloy.inference.posterior import Members, Several
 from pyralloy.inference.ready import Ready, mean_nll
 from pyralloy.inference.rows import Rows
 from pyralloy.inference.schedules import Schedule, one_cycle
+from pyralloy.inference.stretch import narrow
 from pyralloy.inference.stretch import stretch as stretch_widths
 from pyralloy.inference.svi import first_plan, fit_guide, fit_weights, running
 from pyralloy.inference.training import Plan
@@ -82,7 +83,8 @@ def ensemble(
         seed: Source of the rows held out and of the members' seeds.
         learning_rate: Peak of the schedule.
         schedule: As in :func:`pyralloy.fit`.
-        stretch: As in :func:`pyralloy.fit`, of each member.
+        stretch: As in :func:`pyralloy.fit`, of each member; then the widths of all members are
+            multiplied by one number, at most 1, for what their pool adds to them.
         clip: As in :func:`pyralloy.fit`, of each member.
         batch_size: Rows a step of each member.
         max_steps: Steps of the schedule.
@@ -204,7 +206,7 @@ def side_by_side(crew: list[Member], stop: Stop) -> Fit:
             for model in models:
                 model.eval()
     interrupted, last = stop.requested, course.rows[-1][0]
-    broken, each, own_losses = course.broken(), [], []
+    broken, each, own_losses, outs = course.broken(), [], [], []
     for lane, (member, step) in enumerate(zip(crew, course.best_step, strict=True)):
         own = member.own
         if lane in broken:
@@ -218,6 +220,9 @@ def side_by_side(crew: list[Member], stop: Stop) -> Fit:
             each.append(settled(fit, own.rows, own.held_out, returns=[], complete=not interrupted))
         if ready.held_out is None and (evaluate := own.evaluation(member.model)):
             own_losses.append(evaluate())
+        outs += [] if own.held_out is None else [own.held_out]
+    if plan.stretch and outs and all(one.best_step > 0 for one in each):
+        narrow(models, outs, torch.Generator(outs[0].y.device).manual_seed(plan.seed))
     said = tuple(dict.fromkeys(text for one in each for text in one.diagnostics))
     posterior = _members(models)
     history = course.history()
