@@ -54,7 +54,8 @@ def test_a_width_that_is_wrong_by_a_factor_is_found(options, off):
     model.head.stretch(off)
     assert mean_nll(model, rows) > truth + 1e-3
     assert stretch(model, rows) == pytest.approx(-off, abs=0.1)
-    assert mean_nll(model, rows) < truth + 1e-4
+    # A standard error away from the best, which is half a nat in all.
+    assert mean_nll(model, rows) < truth + 0.6 / len(rows.y)
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full", "low_rank"])

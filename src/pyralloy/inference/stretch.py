@@ -74,10 +74,11 @@ def stretch(model: MDN, held_out: Rows | None) -> float:
 
     .. math:: \sum_n \log p_a(y_n \mid x_n) - \frac{a^2}{2 \tau^2}
 
-    has its greatest value, :math:`\tau = 1/2`, and one standard error more: the rows have chosen
-    the weights as well, and a density that is too narrow loses more than one that is as much too
-    wide. Networks of many weights and few rows are too sure of what they saw; where their best
-    weights come early, they may also be less sure than they could be.
+    has its greatest value, :math:`\tau = 1/2`, and, as far as the rows say so and not the second
+    term, one standard error more: they have chosen the weights as well, and a density that is too
+    narrow loses more than one that is as much too wide. Networks of many weights and few rows are
+    too sure of what they saw; where their best weights come early, they may also be less sure than
+    they could be.
 
     Args:
         model: Trained by other rows; changed in place, where its components have widths at all.
@@ -113,8 +114,9 @@ def stretch(model: MDN, held_out: Rows | None) -> float:
         else:
             amount = LEAST if low >= 0.0 else MOST
         near = torch.full_like(ends[0], amount) + torch.tensor([[-0.01], [0.01]]).to(ends[0])
-        curvature = float(slope(near[1]) - slope(near[0])) / 0.02
-        amount += curvature**-0.5 if curvature > 0.0 else 0.0
+        curvature = max(float(slope(near[1]) - slope(near[0])) / 0.02, BEFORE**-2)
+        amount += (1.0 - BEFORE**-2 / curvature) / math.sqrt(curvature)
+        amount = min(amount, MOST)
     model.head.stretch(amount)
     return amount
 
