@@ -10,7 +10,7 @@ from torch import nn
 import pyralloy as pa
 from pyralloy.families import FAMILIES
 from pyralloy.inference.rows import Rows
-from pyralloy.inference.stretch import stretch
+from pyralloy.inference.stretch import BEFORE, TRIED, gain, narrow, stretch, tried
 from pyralloy.networks import MLP
 
 F64 = torch.float64
@@ -124,6 +124,51 @@ def test_a_fit_is_scored_as_it_is_given_and_no_worse_than_unstretched():
         assert fit.best_nll == pytest.approx(mine, abs=1e-5)
     assert scores[0] < scores[1] - 1e-3
     assert np.isfinite(scores).all()
+
+
+def test_the_gain_is_that_of_the_best_factor_tried():
+    model, rows = make_model(), drawn(make_model(seed=3), 40)
+    weights = torch.rand(40, dtype=F64, generator=torch.Generator().manual_seed(0)) + 0.5
+    with torch.no_grad():
+        found = model.network(rows.x, stretch=tried(rows.y)).log_prob(rows.y)  # (G, N)
+    losses = []
+    for amount in TRIED:
+        model.head.stretch(amount)
+        with torch.no_grad():
+            each = -model.network(rows.x).log_prob(rows.y)
+        model.head.stretch(-amount)
+        losses.append(float((each * weights).sum() / weights.sum()))
+        losses[-1] += (amount / BEFORE) ** 2 / (2 * 40)
+    expected = losses[0] - min(losses)
+    assert TRIED[0] == 0.0 and expected > 1e-3
+    assert float(gain(found, weights)) == pytest.approx(expected, abs=1e-9)
+    several = gain(torch.stack([found, found]), torch.stack([weights, torch.ones(40)]))
+    assert float(several[0]) == pytest.approx(expected, abs=1e-9)
+    assert float(several[1]) == pytest.approx(float(gain(found)), abs=1e-9)
+
+
+def test_a_pool_of_calibrated_members_is_calibrated():
+    """Members that know their error, sqrt(s2 + t2), in a pool of variance s2 + t2 / M."""
+    noise, error, members = 1.0, 0.15, 8
+    places = error * torch.linspace(-1.5, 1.5, members, dtype=F64)
+    between = float(places.var())
+    models = []
+    for place in places:
+        model = make_model()
+        model.head = pa.MixtureHead(8, 1).double()
+        with torch.no_grad():
+            model.head.outputs.weight.zero_()
+            width = torch.tensor([math.sqrt(noise + between)], dtype=F64)
+            raw = model.head.family.to_raw(place[None], width, 1.0)
+            model.head.outputs.bias.copy_(torch.cat([torch.zeros(1, dtype=F64), raw[0]]))
+        models.append(model)
+    rows = Rows(inputs(256), torch.zeros(256, dtype=F64))
+    factor = math.exp(narrow(models, [rows] * members, torch.Generator().manual_seed(0)))
+    assert factor < 0.99
+    own = models[0].network(rows.x[:1]).variance.detach()
+    variance = float(own) + float(places.var(unbiased=False))
+    assert variance == pytest.approx(noise + between / members, rel=5e-3)
+    assert narrow(models[:1], [rows], torch.Generator()) == 0.0
 
 
 def test_an_unsure_trunk_stays_as_it_was():
