@@ -325,7 +325,7 @@ def test_variance_and_entropy_split_into_two_parts_that_add_up(fitted):
 
 
 def test_a_point_has_no_epistemic_part():
-    fit = run(None, make_model().without_prior())
+    fit = run(None, make_model().without_prior(), max_steps=300)
     assert float(fit.variance(GRID).between.abs().max()) == 0.0
     assert float(fit.entropy(GRID).between.abs().max()) < 1e-9
     assert torch.equal(fit.density(GRID, draws=7).mean, fit.density(GRID).mean)

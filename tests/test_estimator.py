@@ -270,7 +270,7 @@ def test_schedule_and_weights_are_those_of_fit_on_rows_in_their_own_order():
     seed = mdn._seed()
     rows = multiset(np.column_stack([X, Y]), weights, seed).rows
     expected = pa.fit(
-        mdn._model(1, None, seed),
+        mdn._model(X[rows].shape, None, seed),
         X[rows],
         Y[rows],
         weights=weights[rows],
