@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyralloy.checks import integer
+from pyralloy.numerics import spaced
 
 __all__ = ["ACTIVATIONS", "MLP", "PiecewiseLinear", "evaluating"]
 
@@ -95,7 +95,7 @@ class PiecewiseLinear(nn.Module):
 
         Of more than 100,000 rows, so many evenly spaced ones are looked at.
         """
-        ordered = x[:: math.ceil(len(x) / MOST_ROWS)].sort(0).values
+        ordered = spaced(x, MOST_ROWS).sort(0).values
         places = torch.linspace(0, len(ordered) - 1, self.bins + 1).round().long()
         edges = ordered[places.to(x.device)].T  # (F, B + 1)
         width = edges.diff()

@@ -16,10 +16,22 @@ __all__ = [
     "soft_between",
     "soft_between_inverse",
     "soft_exp",
+    "spaced",
 ]
 
 #: Rows already solved are dropped when fewer than this fraction is left.
 KEEP = 0.7
+
+
+def spaced(values: Tensor, most: int, dim: int = 0) -> Tensor:
+    """Give evenly spaced ones along a dimension, at most ``most`` of them: a view.
+
+    Example:
+        >>> spaced(torch.arange(10), 4).tolist(), spaced(torch.arange(10), 10).shape
+        ([0, 3, 6, 9], torch.Size([10]))
+    """
+    step = max(1, math.ceil(values.shape[dim] / most))
+    return values[(slice(None),) * dim + (slice(None, None, step),)]
 
 
 def soft_between(raw: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from pyralloy.initialise import place_marginal
 from pyralloy.marginal import marginal_density
 from pyralloy.model import MDN
 from pyralloy.networks import evaluating
+from pyralloy.numerics import spaced
 from pyralloy.scaling import INPUT_LIMIT
 
 __all__ = ["FitWarning", "settled"]
@@ -144,12 +145,10 @@ def _against_marginal(fit: Fit, trained: Rows, held_out: Rows | None) -> tuple[F
     model, support = fit.model, fit.model.head.family.support
     reference = trained if held_out is None else held_out
     blind = held_out is not None and len(held_out.y) < LEAST and _freedom(model, trained) > 0
-    step = math.ceil(len(reference.y) / MOST_COMPARED)
-    reference = _without_copies(Rows(*(t[::step] for t in reference.tensors())))
+    reference = _without_copies(reference.spaced(MOST_COMPARED))
     learnt, shares = _scores(model, reference), _shares(reference)
     y = _by_weight(trained)
-    some = y[:: math.ceil(len(y) / MOST_COMPARED)]
-    marginal = marginal_density(some, circular=support.circular)
+    marginal = marginal_density(spaced(y, MOST_COMPARED), circular=support.circular)
     kernels = _in_chunks(marginal.log_prob, reference.y, chunk=CHUNK // 16)
     against = _verdict(learnt, kernels, shares)
     if against.better and not blind:
@@ -259,7 +258,7 @@ def _of_inputs(x: Tensor) -> list[str]:
     """Name columns that are constant, or the same as another; and values squeezed to nothing."""
     if x.ndim != 2:
         return []
-    found, x = [], _some(x)
+    found, x = [], spaced(x, MOST_ROWS)
     flat = x.amax(0) == x.amin(0)
     if bool(flat.any()):
         found.append(f"{_columns(flat)} of x {_is(flat)} constant: leave it out, it says nothing.")
@@ -297,7 +296,7 @@ def _of_targets(model: MDN, y: Tensor) -> list[str]:
 
 
 def _of_few_values(model: MDN, y: Tensor) -> list[str]:
-    y = _some(y)
+    y = spaced(y, MOST_ROWS)
     values, counts = y.unique(return_counts=True)
     floor = SCALE_FLOOR * float(y.std())
     unbounded = "the density has no upper bound there, so that NLL says little: compare by CRPS, or"
@@ -315,7 +314,7 @@ def _of_few_values(model: MDN, y: Tensor) -> list[str]:
 
 def _of_leaks(trained: Rows, held_out: Rows) -> list[str]:
     """Say where held-out rows are copies of rows that were trained on."""
-    held = Rows(_some(held_out.x), _some(held_out.y))
+    held = Rows(held_out.x, held_out.y).spaced(MOST_ROWS)
     # Of very many training rows some are compared, and stand for the others.
     step = math.ceil(len(trained.y) / MOST_MATCHED)
     some = Rows(trained.x[::step], trained.y[::step])
@@ -340,7 +339,7 @@ def _of_components(model: MDN, trained: Rows) -> list[str]:
     if model.head.components < 2:
         return []
     with evaluating(model):
-        density = model.network(_some(trained.x))
+        density = model.network(spaced(trained.x, MOST_ROWS))
     found, weights = [], density.mixture_distribution.probs
     alive = int((weights.amax(0) > DEAD).sum())
     if alive == 1:
@@ -359,11 +358,6 @@ def _of_components(model: MDN, trained: Rows) -> list[str]:
                 "and give the head a smaller spread if the scales are real."
             )
     return found
-
-
-def _some(values: Tensor) -> Tensor:
-    """Give evenly spaced rows, at most 2,000 of them."""
-    return values[:: math.ceil(len(values) / MOST_ROWS)]
 
 
 def _columns(which: Tensor) -> str:

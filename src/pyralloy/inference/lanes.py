@@ -14,7 +14,7 @@ from pyralloy.inference.engine import AGREEMENT, MEAN_DECAY, adam, rates_of
 from pyralloy.inference.objective import FlatParameters, Objective, empty_guide
 from pyralloy.inference.program import Program
 from pyralloy.inference.rows import Rows
-from pyralloy.inference.stretch import gain, spaced, tried
+from pyralloy.inference.stretch import MOST_ROWS, gain, tried
 from pyralloy.inference.training import Plan
 from pyralloy.model import MDN
 
@@ -92,10 +92,7 @@ class Lanes:
         """Give how much less each lane's loss (M,) would be, were its components stretched."""
         if not self._model.head.stretches:
             return torch.zeros(len(values), dtype=torch.float64)
-        own = int(rows.y.ndim > self._y_ndim)
-        some = Rows(
-            *(t[(slice(None),) * own + (spaced(rows.y.shape[own]),)] for t in rows.tensors())
-        )
+        some = rows.spaced(MOST_ROWS, int(rows.y.ndim > self._y_ndim))
         return gain(self.scores(values, some, tried(values)), some.weights)
 
     def named(self, vectors: Tensor) -> dict[str, Tensor]:

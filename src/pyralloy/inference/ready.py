@@ -14,12 +14,13 @@ from pyralloy.inference.batches import Batches, BatchSource
 from pyralloy.inference.checkpoint import Files, Rider, Saving, layout
 from pyralloy.inference.data import Data, Reading
 from pyralloy.inference.rows import Rows, standardised
-from pyralloy.inference.stretch import gain, spaced, tried
+from pyralloy.inference.stretch import MOST_ROWS, gain, tried
 from pyralloy.inference.training import Plan
 from pyralloy.initialise import place_components, redraw, spread_kinks
 from pyralloy.marginal import marginal_density
 from pyralloy.model import MDN
 from pyralloy.networks import MLP
+from pyralloy.numerics import spaced
 from pyralloy.scaling import INPUT_LIMIT
 
 __all__ = ["Ready", "baseline", "mean_nll", "prepare", "start_weights"]
@@ -77,7 +78,7 @@ class Ready:
         rows, evaluate = self.held_out, self.evaluation(model)
         if rows is None or evaluate is None or not (self.plan.stretch and model.head.stretches):
             return evaluate
-        x, y, *weights = (t[spaced(len(t))] for t in rows.tensors())
+        x, y, *weights = rows.spaced(MOST_ROWS).tensors()
 
         def loss() -> float:
             with torch.no_grad():
@@ -135,14 +136,10 @@ def _require_one_density_a_row(model: MDN, z: Tensor) -> None:
 
 def baseline(y: Tensor, rows: Rows, support: Support) -> float:
     """Score the density of ``y`` that ignores x on rows; on evenly spaced ones where many."""
-    marginal = marginal_density(y[_some(y)], circular=support.circular)
-    some = Rows(*(t[_some(t)] for t in rows.tensors()))
+    marginal = marginal_density(spaced(y, MOST_SCORED), circular=support.circular)
+    some = rows.spaced(MOST_SCORED)
     # A kernel a row of y: fewer rows at once hold as many numbers as those of a model.
     return mean_nll(lambda _, y: marginal.log_prob(y), some, CHUNK // 16)
-
-
-def _some(values: Tensor) -> slice:
-    return slice(None, None, -(-len(values) // MOST_SCORED))
 
 
 @torch.no_grad()

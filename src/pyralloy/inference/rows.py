@@ -13,6 +13,7 @@ from pyralloy.checks import as_values, paired, positive
 from pyralloy.families import Family, VectorFamily
 from pyralloy.model import MDN
 from pyralloy.networks import MLP
+from pyralloy.numerics import spaced
 from pyralloy.scaling import BLOCK, bulk
 
 __all__ = [
@@ -54,6 +55,10 @@ class Rows(NamedTuple):
     def tensors(self) -> tuple[Tensor, ...]:
         """Give what there is: x, y, and weights where rows have them."""
         return (self.x, self.y) if self.weights is None else (self.x, self.y, self.weights)
+
+    def spaced(self, most: int, dim: int = 0) -> Rows:
+        """Give evenly spaced rows, at most so many, as views; ``dim`` is theirs."""
+        return Rows(*(spaced(t, most, dim) for t in self.tensors()))
 
     def at(self, index: Tensor) -> Rows:
         """Give some of the rows, as copies."""

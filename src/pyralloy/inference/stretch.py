@@ -11,9 +11,9 @@ from torch import Tensor
 from pyralloy.inference.rows import Rows
 from pyralloy.model import MDN
 from pyralloy.networks import evaluating
-from pyralloy.numerics import invert_monotone
+from pyralloy.numerics import invert_monotone, spaced
 
-__all__ = ["gain", "spaced", "stretch", "tried"]
+__all__ = ["MOST_ROWS", "gain", "narrow", "stretch", "tried"]
 
 #: Logs of the least and the most that widths are multiplied by.
 LEAST, MOST = -1.0, 2.0
@@ -29,11 +29,6 @@ MOST_ROWS = 4096
 
 #: Rows of a member at which it is compared with the pool, and draws at each.
 MOST_PLACES, DRAWS = 256, 8
-
-
-def spaced(count: int) -> slice:
-    """Give evenly spaced ones of so many rows, as many as are looked at."""
-    return slice(None, None, math.ceil(count / MOST_ROWS))
 
 
 def tried(like: Tensor) -> Tensor:
@@ -93,7 +88,7 @@ def stretch(model: MDN, held_out: Rows | None) -> float:
     """
     if held_out is None or not model.head.stretches:
         return 0.0
-    x, y, *weights = (t[spaced(len(t))] for t in held_out.tensors())
+    x, y, *weights = held_out.spaced(MOST_ROWS).tensors()
     with evaluating(model):
         features = model.trunk(x)
 
@@ -145,7 +140,7 @@ def narrow(models: Sequence[MDN], held_out: Sequence[Rows], generator: torch.Gen
         return 0.0
     total = 0.0
     for lane, rows in enumerate(held_out):
-        x = rows.x[:: math.ceil(len(rows.x) / MOST_PLACES)]
+        x = spaced(rows.x, MOST_PLACES)
         with torch.no_grad():
             densities = [model.network(x) for model in models]
             y = torch.stack([d.sample((DRAWS,), generator=generator) for d in densities])
