@@ -159,11 +159,10 @@ class MDN(PyroModule):
             stretch: As for :class:`~pyralloy.MixtureHead`.
         """
         trunk, head = self.trunk, self.head
-        last = () if stretch is None else (stretch,)
         if not weights:
-            return head(trunk(z), *last)
+            return head(trunk(z), stretch)
         features = functional_call(trunk, _part("trunk.", weights, z), (z,))
-        return functional_call(head, _part("head.", weights, z), (features, *last))
+        return functional_call(head, _part("head.", weights, z), (features, stretch))
 
     def density(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Mixture:
         """Give the density of y at ``x``, in y's units and in float64, with gradients.

@@ -30,6 +30,7 @@ from pyralloy.inference.stretch import stretch as stretch_widths
 from pyralloy.inference.svi import first_plan, fit_guide, fit_weights, running
 from pyralloy.inference.training import Plan
 from pyralloy.inference.variational import Approximation, require_guide
+from pyralloy.mixture import Mixture
 from pyralloy.model import MDN
 
 __all__ = ["ensemble"]
@@ -228,20 +229,14 @@ def side_by_side(crew: list[Member], stop: Stop) -> Fit:
     history = course.history()
     whole = Fit(models[0], history, plan.baseline, last, interrupted, said, posterior=posterior)
     if ready.held_out is not None:
-        history.validation[-1] = plan.offset + mean_nll(_pool_of(models), ready.held_out)
+
+        def pooled(z: Tensor, t: Tensor) -> Tensor:
+            return Mixture.pool([model.network(z) for model in models]).log_prob(t)
+
+        history.validation[-1] = plan.offset + mean_nll(pooled, ready.held_out)
     elif own_losses:
         history.validation[-1] = plan.offset + sum(own_losses) / len(own_losses)
     return whole
-
-
-def _pool_of(models: list[MDN]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Give the log density of standardised rows, of the pool of the members, (N,)."""
-
-    def log_prob(z: Tensor, t: Tensor) -> Tensor:
-        each = torch.stack([model.network(z).log_prob(t).to(torch.float64) for model in models])
-        return each.logsumexp(0) - math.log(len(models))
-
-    return log_prob
 
 
 class _Course:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyralloy.inference.rows import Rows
+from pyralloy.mixture import Mixture
 from pyralloy.model import MDN
 from pyralloy.networks import evaluating
 from pyralloy.numerics import invert_monotone, spaced
@@ -143,13 +144,12 @@ def narrow(models: Sequence[MDN], held_out: Sequence[Rows], generator: torch.Gen
         x = spaced(rows.x, MOST_PLACES)
         with torch.no_grad():
             densities = [model.network(x) for model in models]
-            y = torch.stack([d.sample((DRAWS,), generator=generator) for d in densities])
-            each = torch.stack([d.log_prob(y).to(torch.float64) for d in densities])  # of, at, ...
-            own = each.diagonal(dim1=0, dim2=1).movedim(-1, 0)
-            gaps = own - (each.logsumexp(0) - math.log(len(models)))
-        gaps = gaps.flatten(1).mean(1)
-        others = (gaps.sum() - gaps[lane]) / (len(models) - 1)
-        total += float(gaps[lane] + others) / 2
+            pool, gaps = Mixture.pool(densities), []
+            for density in densities:
+                y = density.sample((DRAWS,), generator=generator)
+                gaps.append(float((density.log_prob(y) - pool.log_prob(y)).mean()))
+        held = gaps.pop(lane)
+        total += (held + sum(gaps) / len(gaps)) / 2
     amount = max(-2.0 * max(total / len(models), 0.0), LEAST)
     for model in models:
         model.head.stretch(amount)
