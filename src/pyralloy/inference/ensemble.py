@@ -23,7 +23,7 @@ from pyralloy.inference.interrupts import Stop, interrupts
 from pyralloy.inference.lanes import Lanes
 from pyralloy.inference.posterior import Members, Several
 from pyralloy.inference.ready import Ready, mean_nll
-from pyralloy.inference.rows import Rows
+from pyralloy.inference.rows import Rows, weighted_mean
 from pyralloy.inference.schedules import Schedule, one_cycle
 from pyralloy.inference.stretch import narrow
 from pyralloy.inference.stretch import stretch as stretch_widths
@@ -284,9 +284,8 @@ class _Course:
         if held is None:
             losses, better = torch.full_like(self.best, math.nan), finite
         else:
-            scores = self.lanes.scores(average, held).to(torch.float64).cpu()
-            weights = torch.ones(1) if held.weights is None else held.weights.cpu()
-            losses = -(scores * weights).sum(-1) / weights.expand_as(scores).sum(-1)
+            scores = self.lanes.scores(average, held).to(torch.float64)
+            losses = -weighted_mean(scores, held.weights).cpu()
             if self._plan.stretch:
                 losses = losses - self.lanes.gains(average, held).cpu()
             better = finite & (losses < self.best) & ~self.done

@@ -27,6 +27,7 @@ __all__ = [
     "split",
     "standardised",
     "weighted_alike",
+    "weighted_mean",
 ]
 
 #: Robust spreads from the median beyond which a y is refused: float32 holds seven digits, and one
@@ -171,6 +172,13 @@ def weighted_alike(rows: Rows) -> Rows:
         rows, weights = rows.at(counted), weights[counted]
     mean = weights.mean(dtype=torch.float64).to(weights.dtype)
     return rows._replace(weights=weights.div_(mean))
+
+
+def weighted_mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Average over the last dimension, (..., N) to (...), by weights that broadcast with it."""
+    if weights is None:
+        return values.mean(-1)
+    return (values * weights).sum(-1) / weights.expand_as(values).sum(-1)
 
 
 def copies(rows: Rows) -> Tensor | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyralloy.inference.rows import Rows
+from pyralloy.inference.rows import Rows, weighted_mean
 from pyralloy.mixture import Mixture
 from pyralloy.model import MDN
 from pyralloy.networks import evaluating
@@ -56,8 +56,7 @@ def gain(log_probs: Tensor, weights: Tensor | None = None) -> Tensor:
         refine, then calibrate. arXiv:2501.19195
     """
     wide = log_probs.to(torch.float64)
-    share = torch.ones(1).to(wide) if weights is None else weights.to(wide)[..., None, :]
-    means = (wide * share).sum(-1) / share.expand_as(wide).sum(-1)
+    means = weighted_mean(wide, None if weights is None else weights.to(wide)[..., None, :])
     amounts = torch.tensor(TRIED).to(means)
     means = means - (amounts / BEFORE).square() / (2 * wide.shape[-1])
     return means.amax(-1) - means[..., 0]
