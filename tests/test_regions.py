@@ -15,7 +15,7 @@ from random_mixtures import F32, F64, SEEDS, random_mixture, uniform
 from random_mixtures import assert_close as assert_tensors_close
 
 from pyralloy.families import FAMILIES, map_parameters
-from pyralloy.families.bounded import IntervalBeta
+from pyralloy.families.interval_beta import IntervalBeta
 from pyralloy.regions import Region, highest_density, modes
 from pyralloy.table import Table
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyralloy.families.bounded import IntervalBeta
+from pyralloy.families.interval_beta import IntervalBeta
 from pyralloy.integers import integer_entropy
 from pyralloy.table import Table
 

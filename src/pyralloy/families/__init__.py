@@ -1,7 +1,6 @@
 """Component families: from a network's raw outputs to a Pyro distribution, and its closed forms."""
 
 from pyralloy.families.arcs import wrap
-from pyralloy.families.bounded import BetaFamily, TruncatedNormalFamily
 from pyralloy.families.circular import VonMises, VonMisesFamily
 from pyralloy.families.contract import (
     SCALE_CEILING,
@@ -11,6 +10,7 @@ from pyralloy.families.contract import (
     Support,
 )
 from pyralloy.families.counts import NegativeBinomialFamily, PoissonFamily
+from pyralloy.families.interval_beta import BetaFamily
 from pyralloy.families.joint import JOINT, JointFamily, LowRankMultivariateStudentT
 from pyralloy.families.location_scale import (
     LaplaceFamily,
@@ -37,6 +37,7 @@ from pyralloy.families.truncated import (
     TruncatedFamily,
     truncated,
 )
+from pyralloy.families.truncated_normal import TruncatedNormalFamily
 from pyralloy.families.vector import Product, VectorFamily, product_of
 
 __all__ = [

@@ -81,6 +81,19 @@ class Support(NamedTuple):
     integer: bool = False
     circular: bool = False
 
+    @classmethod
+    def between(cls, low: float, high: float) -> Support:
+        """Give the interval from ``low`` to ``high``.
+
+        Raises:
+            ValueError: An end that is not finite, or the higher end first.
+        """
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(
+                f"low={low!r}, high={high!r}: give two finite numbers, the lower first."
+            )
+        return cls(float(low), float(high))
+
     @property
     def shifts(self) -> bool:
         """Whether y may be shifted and scaled freely."""

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch import distributions as td
 
 from pyralloy.checks import integer
-from pyralloy.families.bounded import BetaFamily, TruncatedNormalFamily
 from pyralloy.families.circular import VonMisesFamily
 from pyralloy.families.contract import Family
 from pyralloy.families.counts import NegativeBinomialFamily, PoissonFamily
+from pyralloy.families.interval_beta import BetaFamily
 from pyralloy.families.joint import JOINT, JointFamily
 from pyralloy.families.location_scale import (
     LaplaceFamily,
@@ -24,6 +24,7 @@ from pyralloy.families.location_scale import (
 from pyralloy.families.positive import GammaFamily, LogNormalFamily, WeibullFamily
 from pyralloy.families.scale_matrices import LowRank
 from pyralloy.families.truncated import Truncated, truncated_family
+from pyralloy.families.truncated_normal import TruncatedNormalFamily
 from pyralloy.families.vector import VectorFamily, product_of
 
 __all__ = [

@@ -12,7 +12,6 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from pyralloy.checks import broadcast_shapes
-from pyralloy.families.bounded import TruncatedNormal
 from pyralloy.families.contract import Family, Support
 from pyralloy.families.counts import dispersion_sum
 from pyralloy.families.quadrature import (
@@ -21,6 +20,7 @@ from pyralloy.families.quadrature import (
     moments_integral,
 )
 from pyralloy.families.tails import Share, bounds, lower_tail, shares, upper_tail, widen
+from pyralloy.families.truncated_normal import TruncatedNormal
 
 __all__ = [
     "Truncated",
