@@ -4,7 +4,6 @@ import math
 import os
 import signal
 import threading
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -137,8 +136,7 @@ def test_without_validation_the_last_weights_are_kept_and_nothing_is_held_out():
 def test_patience_ends_a_fit_that_no_longer_improves():
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(60, 1, generator=generator), torch.randn(60, generator=generator)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FitWarning)  # x says nothing of y
+    with pytest.warns(FitWarning, match="not better"):  # x says nothing of y
         fit = run(x, y, max_steps=3000, patience=10)
     assert fit.history.step[-1] < 3000
     assert fit.history.step[-1] - fit.best_step >= 10 * 30

@@ -127,7 +127,7 @@ def test_a_fit_is_converted_in_pieces_that_change_nothing(monkeypatch):
     small = density_to_arviz(
         lambda rows: fit.density(problem.x[rows]), problem.x, problem.y, draws=5
     )
-    np.testing.assert_allclose(small["pit"]["y"], found["pit"]["y"], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(small["pit"]["y"], found["pit"]["y"], rtol=1e-6)
 
 
 def test_a_posterior_tree_has_exact_cdfs(bayes):
