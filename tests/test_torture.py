@@ -2,12 +2,12 @@
 
 Every fit must end with a finite model whose negative log density on 1,000 fresh rows of the same
 distribution exceeds that of the marginal kernel estimate of the same training rows by at most 0.05
-nats, or with a named error before training; but for one in a hundred, since whether x says anything
-of y is judged on a few dozen rows, and these can mislead. Fresh rows, not those held out: the
-weights were chosen on the latter. Where the data are heavy tailed the mean over rows is that of its
-worst few, for the marginal as for the model; it is compared all the same, and nothing is cut off.
+nats, or with a named error before training. Fresh rows, not those held out: the weights were chosen
+on the latter. Where the data are heavy tailed the mean over rows is that of its worst few, for the
+marginal as for the model; it is compared all the same, and nothing is cut off.
 """
 
+import itertools
 import math
 import warnings
 
@@ -21,9 +21,6 @@ from pyralloy.inference.rows import checked, split
 from pyralloy.marginal import marginal_density
 
 FRESH, ALLOWED = 1000, 0.05
-
-#: Problems whose y no density in float32 can hold.
-REFUSED = {"y outliers 1e+30", "y outliers 1e+200"}
 
 
 def base(rows, rng, columns=2):
@@ -144,6 +141,8 @@ SETTINGS = {
     "rate 1": {"components": 20, "learning_rate": 1.0},
 }
 
+GRID = list(itertools.product(PROBLEMS, SETTINGS))
+
 
 def torture(problem, setting, seed, steps):
     """Fit, and give the excess over the marginal on fresh rows; None where the fit was refused."""
@@ -181,24 +180,30 @@ def torture(problem, setting, seed, steps):
     return ours - float(-marginal_density(trained.y).log_prob(fresh_y).mean())
 
 
-def tortured(cases, steps):
-    """Fit cases (problem, setting, seed); check who was refused; give those worse than allowed."""
-    found = {case: torture(*case, steps) for case in cases}
-    assert all((excess is None) == (problem in REFUSED) for (problem, *_), excess in found.items())
-    return {case: v for case, v in found.items() if v is not None and v > ALLOWED}
+#: Fits that keep weights by a gain on the held-out rows that fresh ones do not confirm, by problem,
+#: setting and seed; the first exceeds what is allowed by 0.002 nats, the second by 0.6.
+MISLED = {("Cauchy x", "defaults", 0), ("duplicated", "rate 1", 1)}
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_a_fit_is_no_worse_than_the_marginal_or_refused(setting):
-    """But for one, which forty held-out rows take for better by chance."""
-    worse = tortured([(problem, setting, 0) for problem in list(PROBLEMS)[::2]], steps=60)
-    assert len(worse) <= 1, worse
+def case(problem, setting, seed):
+    marks = [pytest.mark.xfail(strict=False)] if (problem, setting, seed) in MISLED else []
+    return pytest.param(problem, setting, seed, marks=marks)
+
+
+@pytest.mark.parametrize(
+    ("problem", "setting", "seed"), [case(*both, 0) for both in GRID[::3] + GRID[1::12]]
+)
+def test_a_fit_is_no_worse_than_the_marginal_or_refused(problem, setting, seed):
+    excess = torture(problem, setting, seed, steps=60)
+    assert (excess is None) == (problem in {"y outliers 1e+30", "y outliers 1e+200"})
+    assert excess is None or excess <= ALLOWED
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_every_fit_is_no_worse_than_the_marginal_or_refused(setting):
-    """But for one in a hundred, likewise."""
-    cases = [(problem, setting, seed) for problem in PROBLEMS for seed in (1, 2, 3, 4)]
-    worse = tortured(cases, steps=200)
-    assert len(worse) <= 0.01 * len(cases), worse
+@pytest.mark.parametrize(
+    ("problem", "setting", "seed"), [case(*both, seed) for both in GRID for seed in (1, 2, 3, 4)]
+)
+def test_every_fit_is_no_worse_than_the_marginal_or_refused(problem, setting, seed):
+    excess = torture(problem, setting, seed, steps=200)
+    assert (excess is None) == (problem in {"y outliers 1e+30", "y outliers 1e+200"})
+    assert excess is None or excess <= ALLOWED
