@@ -11,8 +11,11 @@ no choice looks at a test row.
 
 Ours: `single`, `ensemble` (of ten) and the Bayesian `laplace` and `vi`, each MDNRegressor as it
 comes. Rivals, where they are installed: `ngboost`, `lightgbm` (19 quantiles) and `gp`, the Gaussian
-process of scikit-learn with a length-scale a column, all as they come. `--parts` takes one part of
-the recipe away from the single fit, or changes it, and prints the difference, paired by split.
+process of scikit-learn with a length-scale a column, all as they come.
+
+`--parts` takes one part of the recipe away, or changes it, and prints the difference to the recipe
+as it comes, paired by split. It reads the training rows of a split alone: nine tenths of them are
+fitted, the last tenth judges. What the recipe is was to be chosen by this table.
 
 The splits are those of Hernandez-Lobato and Adams (2015). wine-quality-red has 6 distinct targets
 and naval-propulsion-plant 51: no density is bounded there, so compare CRPS. What was scored is kept
@@ -21,6 +24,7 @@ in the results file and not done again.
 
 import argparse
 import concurrent.futures
+import contextlib
 import importlib.util
 import json
 import os
@@ -29,6 +33,7 @@ import time
 import warnings
 from collections import defaultdict
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -59,6 +64,13 @@ def rows_of(data, name, split):
         np.loadtxt(folder / f"index_{part}_{split}.txt").astype(int) for part in ("train", "test")
     )
     return [values for rows in parts for values in (table[rows][:, columns], table[rows, target])]
+
+
+def inner_rows(x, y, split):
+    """Divide training rows once more, a tenth to judge by: what choices may look at."""
+    rows = np.random.default_rng(split).permutation(len(y))
+    judge, train = rows[: len(y) // 10], rows[len(y) // 10 :]
+    return x[train], y[train], x[judge], y[judge]
 
 
 # -- methods --------------------------------------------------------------------------------------
@@ -114,11 +126,18 @@ METHODS = {
     "lightgbm": lightgbm,
     "gp": gaussian_process,
 }
-#: The single fit without one of its parts, or with another: what each is worth.
+#: The recipe with one part changed: options of the regressor, or a constant of a module.
 PARTS = {
+    "single as it comes": {},
     "no encoding": {"bins": 0},
     "8 bins": {"bins": 8},
     "no stretch": {"stretch": False},
+    "stretch: no prior": {"inference.stretch.BEFORE": 10.0},
+    "stretch: prior 1/4": {"inference.stretch.BEFORE": 0.25},
+    "stretch: no error": {"inference.stretch.ERRORS": 0.0},
+    "weights by their own widths": {"inference.stretch.TRIED": (0.0,)},
+    "floor of scales 1/100": {"families.contract.SCALE_FLOOR": 1e-2},
+    "floor of scales 1/2000": {"families.contract.SCALE_FLOOR": 5e-4},
     "nothing held out": {"validation": None},
     "5 components": {"components": 5},
     "20 components": {"components": 20},
@@ -128,8 +147,30 @@ PARTS = {
     "Student's t": {"family": "student_t"},
     "half the steps": {"max_steps": 1500},
     "twice the rate": {"learning_rate": 0.01},
+    "5 members as they come": {"members": 5},
+    "5 members, not narrowed": {"members": 5, "inference.ensemble.narrow": lambda *_: 0.0},
+    "5 members, a whole error": {"members": 5, "inference.stretch.ERRORS": 5**0.5},
 }
-METHODS |= {name: ours(**options) for name, options in PARTS.items()}
+#: What each is compared with.
+BASES = {name: name if " as " in name else "single as it comes" for name in PARTS}
+BASES |= {name: "5 members as they come" for name in PARTS if name.startswith("5 members")}
+
+
+def changed(options):
+    """Give a method: the recipe with these options, and constants by their modules' names."""
+    constants = {name: value for name, value in options.items() if "." in name}
+    rest = {name: value for name, value in options.items() if name not in constants}
+
+    def density(x, y, x_test, seed):
+        with contextlib.ExitStack() as stack:
+            for name, value in constants.items():
+                stack.enter_context(mock.patch(f"pyralloy.{name}", value))
+            return ours(**rest)(x, y, x_test, seed)
+
+    return density
+
+
+METHODS |= {name: changed(options) for name, options in PARTS.items()}
 NEEDS = {"ngboost": "ngboost", "lightgbm": "lightgbm"}
 
 
@@ -164,6 +205,8 @@ def run(data, name, split, method):
     """Fit one method to one split, and score it."""
     torch.set_num_threads(1)
     x, y, x_test, y_test = rows_of(data, name, split)
+    if method in PARTS:
+        x, y, x_test, y_test = inner_rows(x, y, split)
     start = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of few distinct targets, of kernels at their bounds
@@ -201,32 +244,31 @@ def show(records, data):
     columns = ("nll", "crps", "rmse", "interval", "region", "seconds")
     for name, methods in table.items():
         print(f"\n{name}")
-        print(f"  {'method':17}{'splits':>7}" + "".join(f"{c:>18}" for c in columns))
+        print(f"  {'method':28}{'splits':>7}" + "".join(f"{c:>18}" for c in columns))
         for method, rows in methods.items():
             cells = []
             for column in columns:
                 values = [row[column] for row in rows.values() if column in row]
                 mean, error = mean_and_error(values) if values else (np.nan, np.nan)
                 cells.append(f"{mean:9.3f} +- {error:5.3f}" if values else "-")
-            print(f"  {method:17}{len(rows):7}" + "".join(f"{cell:>18}" for cell in cells))
+            print(f"  {method:28}{len(rows):7}" + "".join(f"{cell:>18}" for cell in cells))
         compare(name, methods, published(data)[name])
 
 
 def compare(name, methods, theirs):
     """Print what ours are less others, in NLL and CRPS: below zero, ours are better."""
-    others = {"single": methods.get("single", {}), **theirs}
     for method in ("ensemble", "single", "laplace", "vi", *PARTS):
         mine = methods.get(method, {})
+        base = BASES.get(method, "single")
+        others = {base: methods.get(base, {}), **({} if method in PARTS else theirs)}
         for other, rows in others.items():
-            if method in PARTS and other != "single":
-                continue
             gaps = [_gap(mine, rows, score) for score in ("nll", "crps")] if mine else []
             if other != method and any(gaps):
                 cells = "".join(f"{gap or '':>20}" for gap in gaps)
-                print(f"    {method:16} less {other:22}{cells}  by split")
-        for other, value in PUBLISHED.get(name, {}).items() if mine else ():
+                print(f"    {method:27} less {other:22}{cells}  by split")
+        for other, value in PUBLISHED.get(name, {}).items() if mine and method not in PARTS else ():
             nll = np.mean([row["nll"] for row in mine.values()])
-            print(f"    {method:16} less {other:22}{nll - value:+20.3f}{'':20}  of means")
+            print(f"    {method:27} less {other:22}{nll - value:+20.3f}{'':20}  of means")
 
 
 def _gap(mine, rows, score):
@@ -253,7 +295,7 @@ def main():
         print(f"skipped: no data at {options.data}; set PYRALLOY_DATA to their folder.")
         return 0
     if options.parts:
-        options.methods = ["single", *PARTS]
+        options.methods = list(PARTS)
     missing = [m for m in options.methods if m in NEEDS and not importlib.util.find_spec(NEEDS[m])]
     if missing:
         print(f"not installed, left out: {', '.join(missing)}")

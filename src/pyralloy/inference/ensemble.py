@@ -207,6 +207,7 @@ def side_by_side(crew: list[Member], stop: Stop) -> Fit:
             for model in models:
                 model.eval()
     interrupted, last = stop.requested, course.rows[-1][0]
+    apart = len(crew) if ready.held_out is None else 1  # members of different held-out rows
     broken, each, own_losses, outs = course.broken(), [], [], []
     for lane, (member, step) in enumerate(zip(crew, course.best_step, strict=True)):
         own = member.own
@@ -216,7 +217,7 @@ def side_by_side(crew: list[Member], stop: Stop) -> Fit:
             each.append(_alone(member, own, stop, None))
         else:
             if plan.stretch:
-                stretch_widths(member.model, own.held_out)
+                stretch_widths(member.model, own.held_out, apart)
             fit = Fit(member.model, course.history(), plan.baseline, int(step))
             each.append(settled(fit, own.rows, own.held_out, returns=[], complete=not interrupted))
         if ready.held_out is None and (evaluate := own.evaluation(member.model)):

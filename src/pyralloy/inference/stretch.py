@@ -22,6 +22,9 @@ LEAST, MOST = -1.0, 2.0
 #: Standard deviation of that logarithm before anything is seen, which few rows hardly move.
 BEFORE = 0.5
 
+#: Standard errors by which the width of what is used is wider than the likeliest.
+ERRORS = 1.0
+
 #: Those among which the best is looked for while weights are chosen; 0 is one of them.
 TRIED = (0.0, -0.4, -0.2, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 
@@ -62,7 +65,7 @@ def gain(log_probs: Tensor, weights: Tensor | None = None) -> Tensor:
     return means.amax(-1) - means[..., 0]
 
 
-def stretch(model: MDN, held_out: Rows | None) -> float:
+def stretch(model: MDN, held_out: Rows | None, members: int = 1) -> float:
     r"""Multiply the widths of all components by one number, the best on the held-out rows.
 
     Of a density :math:`p_a`, whose widths are :math:`e^a` times as large, a is where
@@ -71,13 +74,16 @@ def stretch(model: MDN, held_out: Rows | None) -> float:
 
     has its greatest value, :math:`\tau = 1/2`, and, as far as the rows say so and not the second
     term, one standard error more: they have chosen the weights as well, and a density that is too
-    narrow loses more than one that is as much too wide. Networks of many weights and few rows are
-    too sure of what they saw; where their best weights come early, they may also be less sure than
-    they could be.
+    narrow loses more than one that is as much too wide. Of members that are pooled, each with rows
+    of its own, it is the error of their mean. Networks of many weights and few rows are too sure of
+    what they saw; where their best weights come early, they may also be less sure than they could
+    be.
 
     Args:
         model: Trained by other rows; changed in place, where its components have widths at all.
         held_out: Standardised; of more than 4,096 evenly spaced ones are looked at.
+        members: Models that are to be pooled, this one among them, each of which held out other
+            rows.
 
     Returns:
         The logarithm a of the number, 0 where nothing was done.
@@ -110,7 +116,8 @@ def stretch(model: MDN, held_out: Rows | None) -> float:
             amount = LEAST if low >= 0.0 else MOST
         near = torch.full_like(ends[0], amount) + torch.tensor([[-0.01], [0.01]]).to(ends[0])
         curvature = max(float(slope(near[1]) - slope(near[0])) / 0.02, BEFORE**-2)
-        amount += (1.0 - BEFORE**-2 / curvature) / math.sqrt(curvature)
+        error = ERRORS / math.sqrt(members * curvature)
+        amount += (1.0 - BEFORE**-2 / curvature) * error
         amount = min(amount, MOST)
     model.head.stretch(amount)
     return amount
