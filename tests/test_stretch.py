@@ -94,6 +94,16 @@ def test_few_rows_move_little_and_none_nothing():
     assert stretch(counts, drawn(counts, 50)) == 0.0
 
 
+def test_members_stand_on_the_wide_side_by_the_error_of_their_mean(monkeypatch):
+    rows, amounts = drawn(make_model(seed=3), 60), []
+    for errors, members in ((0.0, 1), (1.0, 1), (1.0, 4)):
+        monkeypatch.setattr("pyralloy.inference.stretch.ERRORS", errors)
+        amounts.append(stretch(make_model(), rows, members))
+    likeliest, alone, among_four = amounts
+    assert alone > likeliest + 0.01
+    assert among_four - likeliest == pytest.approx((alone - likeliest) / 2, rel=1e-6)
+
+
 def test_weights_count_rows():
     rows = drawn(make_model(seed=3), 60)
     twice = Rows(*(torch.cat([t, t[:20]]) for t in (rows.x, rows.y)))

@@ -118,7 +118,7 @@ class NormalFamily(Family):
 
     def dispersion_width(self, count: int) -> int:
         """Count a few numbers a component: pairs are formed K at a time."""
-        return 4 * count
+        return 8 * count
 
 
 class LaplaceFamily(Family):
@@ -335,8 +335,8 @@ def _expected_distance(
     """
     first, second, third = room
     rate = torch.rsqrt(double, out=first)
-    # Beyond 26 widths the exponential is nothing, and underflow takes a slow path.
-    x = torch.clamp(torch.mul(mean, rate, out=second), -26.0, 26.0, out=second)
+    # Beyond 6 widths the exponential is less than rounding, and subnormal numbers are slow.
+    x = torch.clamp(torch.mul(mean, rate, out=second), -6.0, 6.0, out=second)
     kernel = torch.exp(torch.neg(torch.square(x, out=third), out=third), out=third)
     width = torch.mul(double, rate, out=first)
     near = torch.mul(mean, torch.erf(x, out=second), out=second)
