@@ -6,8 +6,7 @@
 Of each method and data set, means over splits (with a standard error) of the test negative log
 density (NLL, nats) and CRPS, both in y's units, of the error of the mean (RMSE), of the coverage of
 90 % intervals and highest-density regions, and of CPU seconds a fit. Then differences to published
-scores: paired, where they are published by split. Every method has one configuration for all sets;
-no choice looks at a test row.
+scores: paired, where they are published by split. Every method has one configuration for all sets.
 
 Ours: `single`, `ensemble` (of ten) and the Bayesian `laplace` and `vi`, each MDNRegressor as it
 comes. Rivals, where they are installed: `ngboost`, `lightgbm` (19 quantiles) and `gp`, the Gaussian
@@ -15,7 +14,8 @@ process of scikit-learn with a length-scale a column, all as they come.
 
 `--parts` takes one part of the recipe away, or changes it, and prints the difference to the recipe
 as it comes, paired by split. It reads the training rows of a split alone: nine tenths of them are
-fitted, the last tenth judges. What the recipe is was to be chosen by this table.
+fitted, the last tenth judges. (Before that table was made so, test rows of the first splits were in
+sight when some of the recipe was chosen.)
 
 The splits are those of Hernandez-Lobato and Adams (2015). wine-quality-red has 6 distinct targets
 and naval-propulsion-plant 51: no density is bounded there, so compare CRPS. What was scored is kept

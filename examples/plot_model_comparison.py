@@ -3,8 +3,8 @@ How many components?
 ====================
 
 One, two or five? On the rows that were fitted, more components always look better. ArviZ's ``loo``
-estimates the log score on rows left out, from one posterior and no refit, and its k-hat says row by
-row where that estimate is not to be trusted.
+estimates the log density of rows left out (elpd), from one posterior and no refit, and its k-hat
+says row by row where that estimate is not to be trusted.
 """
 
 import warnings
@@ -50,7 +50,7 @@ figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
 for place, (name, loo) in enumerate(loos.items()):
     axes[0].errorbar(float(loo.elpd), place, xerr=float(loo.se), fmt="o", color="C0", capsize=4)
     axes[1].plot(loo.pareto_k.values, "ox+"[place], ms=4, label=name, color=f"C{place}")
-axes[0].set(yticks=range(3), xlabel="log score left out (nats, all rows; larger is better)")
+axes[0].set(yticks=range(3), xlabel="elpd: log density left out (nats, all rows; larger is better)")
 axes[0].set_yticklabels(list(loos))
 axes[0].set_ylim(-0.5, 2.5)
 axes[1].axhline(0.7, color="0.3", ls="--", lw=1)

@@ -36,7 +36,7 @@ def draw(rows, seed):
 
 def inputs(magnitude):
     """Give four colours and a brightness."""
-    return torch.cat([magnitude.diff(dim=1), magnitude[:, 2:3]], 1)
+    return torch.cat([-magnitude.diff(dim=1), magnitude[:, 2:3]], 1)
 
 
 (m, z), (m_held, z_held), (m_new, z_new) = draw(4000, 0), draw(500, 1), draw(1500, 2)

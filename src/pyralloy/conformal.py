@@ -1,10 +1,10 @@
 r"""Regions and intervals that hold what they say, whatever the density.
 
 A conformal region of level 0.9 holds a new y with probability at least 0.9, and at most
-:math:`0.9 + 1 / (n + 1)`, over the draw of the n calibration rows and of the new one: the only
-assumption is that they are exchangeable, as independent rows of one source are. The density may be
-wrong; a better one gives smaller regions. The probability is an average over x, unless groups are
-named.
+:math:`0.9 + 1 / (n + 1)` where scores do not tie (those of counts do), over the draw of the n
+calibration rows and of the new one. The only assumption is that they are exchangeable, as
+independent rows of one source are. The density may be wrong; a better one gives smaller regions.
+The probability is an average over x, unless groups are named.
 """
 
 from __future__ import annotations

@@ -313,12 +313,13 @@ class Mixture(MixtureMeasures):
         return Modes(*(v.reshape(*self.batch_shape, v.shape[-1]) for v in found))
 
     def crps(self, y: Tensor) -> Tensor:
-        r"""Evaluate the continuous ranked probability score, in closed form.
+        r"""Evaluate the continuous ranked probability score: in closed form, or by quadrature.
 
         .. math:: \int \bigl(F(t) - 1\{t \ge y\}\bigr)^2 dt = E|Y - y| - \tfrac12 E|Y - Y'|
 
-        Computed in float64, since the two terms nearly cancel far from the mass. Of angles it is
-        the circular score, where the angular distance, in [0, pi], stands for the difference.
+        A closed form where the components are Normal, a sum for counts, and otherwise a quadrature
+        of one of the terms, to about 1e-8 of its value. Computed in float64. Of angles it is the
+        circular score, where the angular distance, in [0, pi], stands for the difference.
 
         Args:
             y: Observed values in y's units, broadcastable to the batch shape.
