@@ -1,5 +1,8 @@
 """Columns: words and missing values as numbers, of pandas and of polars alike."""
 
+from datetime import date
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -48,6 +51,14 @@ def test_frames_of_every_kind_hold_the_same_numbers(kind):
     assert np.array_equal(made, np.tile(np.hstack([values, levels]), (6, 1)))
     assert columns.words == (1,)
     assert owner.n_features_in_ == 4 and list(owner.feature_names_in_) == list(DATA)
+
+
+def test_decimals_are_numbers():
+    frame = pd.DataFrame({"a": [Decimal("1.5"), None, Decimal("2.5")] * 5})
+    columns = Columns()
+    cells = columns.learn(SimpleImputer(), frame)
+    assert columns.words == ()
+    assert columns.fit_transform(cells)[:3].tolist() == [[1.5, 0.0], [2.0, 1.0], [2.5, 0.0]]
 
 
 @pytest.mark.parametrize("output", ["default", "pandas", "polars"])
@@ -125,7 +136,10 @@ TIMES = pd.DataFrame({"when": pd.date_range("2026-01-01", periods=30)})
         (pl.from_pandas(TIMES), TypeError, "times in column 0"),
         (pd.DataFrame({"a": [1.0, np.inf] * 15}), ValueError, "infinity"),
         (pd.DataFrame({"a": [1j, 2.0] * 15}), ValueError, "Complex data"),
-        (pd.DataFrame({"a": ["x", 1.0] * 15}), TypeError, "uniformly strings or numbers"),
+        (pd.DataFrame({"a": ["x", 1.0] * 15}), TypeError, r"1.0 \(float\) in column 0 \('a'\)"),
+        (pd.DataFrame({"a": [[1.0], [2.0]] * 15}), TypeError, r"\(list\) in column 0"),
+        (pd.DataFrame({"a": [date(2026, 1, 1)] * 30}), TypeError, "times in column 0"),
+        (pd.DataFrame({"a": pd.period_range("1990", periods=30)}), TypeError, "times in column 0"),
         (np.array([["x"], ["y"]] * 15, object), ValueError, "could not convert string to float"),
         (np.array([["x"], ["y"]] * 15), ValueError, "could not convert string to float"),
     ],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numbers
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +18,9 @@ __all__ = ["Cells", "Columns", "plain_targets"]
 
 #: Rows in which a level must be seen to have a column of its own, and the most columns of levels.
 FEWEST, MOST = 5, 50
+
+#: What counts as a number where a column holds objects, and what as a time.
+NUMBERS, TIMES = (numbers.Real, np.bool_, Decimal), (date, time, timedelta)
 
 #: What scikit-learn is asked of an array of numbers; missing ones are filled in here.
 FLOATS = {"dtype": [np.float64, np.float32], "ensure_all_finite": "allow-nan"}
@@ -40,8 +45,8 @@ class Cells(NamedTuple):
 class Columns:
     """Turn a table of numbers, words and missing values into a matrix of numbers.
 
-    Columns of words are those of a pandas or polars data frame that hold strings or categories, or
-    objects not all of which are numbers. Each level seen in at least 5 rows has a column of its
+    Columns of words are those of a pandas or polars data frame that hold strings or categories; one
+    of decimals holds numbers. Each level seen in at least 5 rows has a column of its
     own, 1 where it is met and else 0; rarer levels share one, as do those beyond the 50 columns of
     the most frequent; and so does, where there are rare levels, one that was never seen. Where
     there are none, its columns are all 0. A missing word is a level. Booleans are the numbers 0
@@ -187,15 +192,23 @@ def _kind(place: int, series: Any) -> str:
         if dtype.kind in "biufc":
             return "numbers"
         temporal = dtype.kind in "mM"
-    if temporal:
+    known = [value for value in _objects(series) if value == value]  # noqa: PLR0124 - not NaN
+    if temporal or any(isinstance(value, TIMES) or hasattr(value, "freq") for value in known[:1]):
         raise TypeError(
             f"X has times in column {place} ({series.name!r}, {dtype}): give numbers, such as days "
             "since some date and the hour of the day."
         )
-    known = [value for value in _objects(series) if value == value]  # noqa: PLR0124 - not NaN
-    real = known and all(isinstance(value, numbers.Real | np.bool_) for value in known)
-    categories = "categor" in str(dtype).lower() or "enum" in str(dtype).lower()
-    return "numbers" if real and not categories else "words"
+    if "categor" in str(dtype).lower() or "enum" in str(dtype).lower():
+        return "words"
+    if known and all(isinstance(value, NUMBERS) for value in known):
+        return "numbers"
+    odd = next((value for value in known if not isinstance(value, str)), None)
+    if odd is not None:
+        raise TypeError(
+            f"X has {odd!r} ({type(odd).__name__}) in column {place} ({series.name!r}): give a "
+            "column of numbers or one of words; str() makes words of anything."
+        )
+    return "words"
 
 
 def _objects(series: Any) -> NDArray[np.object_]:
