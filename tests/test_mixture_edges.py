@@ -211,3 +211,11 @@ def test_arrays_are_taken_as_tensors_are():
     assert torch.equal(SCALAR.log_prob(y), SCALAR.log_prob(torch.from_numpy(y)))
     assert torch.equal(SCALAR.crps(y), SCALAR.crps(torch.from_numpy(y)))
     assert SCALAR.quantile([0.1, 0.4, 0.5, 0.9]).shape == (4, 4)
+
+
+def test_heavy_tails_without_a_mean_are_tempered_about_their_location():
+    loc, scale = torch.tensor([-1.0, 2.0]), torch.tensor([1.0, 0.5])
+    heavy = Mixture(dist.Categorical(torch.ones(2)), dist.StudentT(1.0, loc, scale))
+    cooler = heavy.tempered(scale=0.5)
+    assert torch.equal(cooler.components.loc, loc)
+    assert torch.equal(cooler.components.scale, 0.5 * scale)

@@ -204,8 +204,11 @@ class MixtureAlgebra(MixtureParts):
         stretch = torch.tensor(
             positive("scale", scale), dtype=self.dtype, device=self.logits.device
         )
-        centre = self.components.mean * (1.0 - stretch)
-        moved = kind_of(self.components).affine(self.components, centre, stretch)
+        centre = self.components.mean
+        loc = getattr(getattr(self.components, "base_dist", self.components), "loc", None)
+        if loc is not None:  # a heavy tail has a centre, though it may have no mean
+            centre = torch.where(centre.isfinite(), centre, loc)
+        moved = kind_of(self.components).affine(self.components, centre * (1.0 - stretch), stretch)
         return self._of(self.logits / weight, moved)
 
     def marginal(self, dims: int | Sequence[int]) -> Self:
