@@ -471,3 +471,19 @@ def test_draws_out_of_range_are_refused(fitted):
         fitted.weights(-1)
     with pytest.raises(ValueError, match="reduce=0"):
         fitted.density(GRID, reduce=0)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.5}, {"warm_up": 0.1}, {"start": 10}])
+def test_what_goes_with_a_guide_is_refused_without_one(options):
+    model = pa.MDN(pa.networks.MLP(1, (4,)), pa.MixtureHead(4, 2))
+    x = torch.linspace(0.0, 1.0, 30)[:, None]
+    with pytest.raises(ValueError, match="go with a guide"):
+        pa.fit(model, x, x[:, 0], max_steps=3, progress=False, **options)
+
+
+@pytest.mark.parametrize("warm_up", [1.0, -0.5, "half"])
+def test_the_warm_up_is_a_fraction_below_one(warm_up):
+    model = pa.MDN(pa.networks.MLP(1, (4,)), pa.MixtureHead(4, 2), prior=dist.Normal(0.0, 1.0))
+    x = torch.linspace(0.0, 1.0, 30)[:, None]
+    with pytest.raises(ValueError, match=r"warm_up=.* from 0 to below 1"):
+        pa.fit(model, x, x[:, 0], guide=AutoNormal, warm_up=warm_up, progress=False)

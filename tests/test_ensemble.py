@@ -228,7 +228,20 @@ def test_members_of_a_guide_are_posteriors_whose_mixture_is_drawn():
             "different parts",
         ),
         (make_model, {"validation": 2.0}, ValueError, "validation=2.0"),
+        (
+            lambda seed: pa.MDN(
+                pa.networks.MLP(1, (8,), nn.Tanh if seed % 2 else nn.SiLU), pa.MixtureHead(8, 3)
+            ),
+            {"members": 9},
+            ValueError,
+            "different parts",
+        ),
         (make_model, {"guide": AutoNormal}, ValueError, "no prior"),
+        (make_model, {"compile": "yes"}, ValueError, "compile='yes'"),
+        (make_model, {"stretch": "no"}, ValueError, "stretch='no'"),
+        (make_model, {"schedule": lambda _step, _steps: -1.0}, ValueError, "schedule gave -1.0"),
+        (make_model, {"schedule": "cosine"}, TypeError, "schedule='cosine'"),
+        (lambda seed: make_model(seed, dtype=torch.float16), {}, TypeError, "half precision"),
     ],
 )
 def test_bad_input_is_named(make, options, error, message):
@@ -240,3 +253,56 @@ def test_one_model_given_twice_is_refused():
     model = make_model(0)
     with pytest.raises(ValueError, match="twice"):
         run(lambda seed: model)
+
+
+def test_batches_in_place_of_rows_are_refused():
+    rows = torch.utils.data.TensorDataset(PROBLEM.x, PROBLEM.y)
+    with pytest.raises(ValueError, match="y=None: members hold out rows"):
+        pa.ensemble(make_model, torch.utils.data.DataLoader(rows, 50), None, size=400)
+
+
+class Waves(nn.Module):
+    """Random waves of x, which are not trained."""
+
+    def __init__(self, seed, *, trainable):
+        super().__init__()
+        rates = 2.0 * torch.randn(1, 16, generator=torch.Generator().manual_seed(seed))
+        if trainable:
+            self.rates = nn.Parameter(rates, requires_grad=False)
+        else:
+            self.register_buffer("rates", rates)
+
+    def forward(self, x):
+        return torch.cat([(x @ self.rates).sin(), (x @ self.rates).cos()], -1)
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_what_is_not_trained_is_common_to_all_members_or_refused(trainable):
+    def make(seed):
+        return pa.MDN(Waves(seed, trainable=trainable), pa.MixtureHead(32, 5))
+
+    with pytest.raises(ValueError, match=r"'trunk.rates', which is not trained, differs"):
+        run(make)
+    fit = run(lambda _seed: make(0), max_steps=200)
+    each = fit.densities(HELD.x).log_prob(HELD.y).mean(-1)
+    marginal = -fit.marginal
+    assert bool((each > marginal + 0.5).all())
+
+
+def test_a_pool_has_all_its_members_however_few_draws_are_asked_for():
+    fit = run()
+    assert fit.density(HELD.x[:2], draws=1).num_components == 15
+    assert torch.equal(fit.density(HELD.x[:2], draws=1).mean, fit.density(HELD.x[:2]).mean)
+
+
+def test_the_score_is_that_of_the_members_as_they_are_given():
+    fit = run(max_steps=200)
+    seeds = seeds_of(3)
+    models = [make_model(seed) for seed in seeds]
+    options = {"validation": 0.1, "max_steps": 200, "learning_rate": 0.015}
+    plan = Plan(**{k: options[k] for k in ("max_steps", "learning_rate")}, batch_size=0, every=2)
+    crew = gather_crew(models, seeds, (PROBLEM.x, PROBLEM.y, None), plan, 0.1)
+    scores = []
+    for member, density in zip(crew, fit.densities(PROBLEM.x), strict=True):
+        scores.append(-float(density.log_prob(PROBLEM.y)[member.out].mean()))
+    assert fit.best_nll == pytest.approx(np.mean(scores), abs=1e-5)

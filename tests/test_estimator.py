@@ -3,6 +3,7 @@
 import math
 import os
 import pickle
+import re
 import signal
 import threading
 import warnings
@@ -417,3 +418,26 @@ def test_scikit_learns_own_checks_pass():
 )
 def test_scikit_learns_own_checks_pass_for(options):
     assert failures(**options) == []
+
+
+def test_targets_of_a_pair_held_out_may_be_a_column_or_objects():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(60, 2)), rng.normal(size=60)
+    for held in (y[:20], y[:20, None], y[:20].astype(object)):
+        mdn = pa.MDNRegressor(max_steps=3, validation=(X[:20], held), random_state=0)
+        assert np.isfinite(mdn.fit(X[20:], y[20:]).fit_.best_nll)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"compile": "foo"}, "compile='foo'"),
+        ({"patience": -3}, "patience=-3"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0"),
+        ({"inference": ["ml"]}, "inference="),
+    ],
+)
+def test_what_chains_do_not_need_is_checked_all_the_same(options, error):
+    options = {"inference": "nuts", "max_steps": 2, "draws": 4, "hidden": (2,)} | options
+    with pytest.raises(ValueError, match=re.escape(error)):
+        pa.MDNRegressor(**options).fit(np.zeros((20, 1)), np.arange(20.0))

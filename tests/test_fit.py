@@ -458,3 +458,15 @@ def test_the_bar_shows_the_held_out_score_beside_the_marginals(capsys):
     assert "held-out NLL" in shown and f"marginal {fit.marginal:.3f}" in shown
     run(progress=False)
     assert capsys.readouterr() == ("", "")
+
+
+def test_layers_that_are_not_to_be_trained_stay_as_they_are():
+    trunk = pa.networks.MLP(1, (8, 8))
+    for parameter in trunk.layers[0].parameters():
+        parameter.requires_grad_(False)
+    model = pa.MDN(trunk, pa.MixtureHead(8, 3))
+    before = [p.detach().clone() for p in trunk.parameters()]
+    problem = pa.datasets.inverse_sinusoid(100, seed=0)
+    pa.fit(model, problem.x, problem.y, max_steps=20, progress=False)
+    same = [torch.equal(p, b) for p, b in zip(trunk.parameters(), before, strict=True)]
+    assert same[:2] == [True, True] and not any(same[2:])

@@ -144,3 +144,11 @@ def test_state_travels_with_its_scaling(fitted):
     other = make_model(seed=5)
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.density(x).mean, model.density(x).mean)
+
+
+def test_draws_of_no_weight_of_the_model_are_refused():
+    model = pa.MDN(pa.networks.MLP(1, (4,)), pa.MixtureHead(4, 2))
+    x = torch.zeros(3, 1)
+    for weights in ({}, {"other": torch.zeros(2, 3)}):
+        with pytest.raises(ValueError, match="names none of the model's: give draws of some of"):
+            model.densities(x, weights)

@@ -191,3 +191,29 @@ def test_an_unsure_trunk_stays_as_it_was():
     assert changed == ["head.outputs.bias"] and model.trunk[1].training
     raw = (model.head.outputs.bias - before["head.outputs.bias"]).detach().view(3, 3)
     assert float(raw[:2].abs().max()) == 0.0 and float(raw[2].std()) < 1e-12
+
+
+def test_disagreement_counts_where_the_rows_do():
+    trunk = nn.Linear(2, 2).double()
+    with torch.no_grad():
+        trunk.weight.copy_(torch.eye(2))
+        trunk.bias.zero_()
+    models = []
+    for sign in (-1.0, 1.0):  # they agree where the first input is 0, and nowhere else
+        model = pa.MDN(trunk, pa.MixtureHead(2, 1)).double().eval()
+        with torch.no_grad():
+            model.head.outputs.bias.zero_()
+            model.head.outputs.weight.zero_()
+            model.head.outputs.weight[1, 0] = sign
+        models.append(model)
+    x = torch.zeros(100, 2, dtype=F64)
+    x[:50, 0] = 1.0
+    y, amounts = torch.zeros(100, dtype=F64), []
+    for weights in (torch.ones(100), (x[:, 0] == 0).double(), (x[:, 0] == 1).double()):
+        rows = Rows(x, y, weights.double().clamp_min(1e-12))
+        amount = narrow(models, [rows] * 2, torch.Generator().manual_seed(0))
+        amounts.append(amount)
+        for model in models:
+            model.head.stretch(-amount)
+    assert amounts[1] == pytest.approx(0.0, abs=1e-9)
+    assert amounts[2] == pytest.approx(2 * amounts[0], rel=0.02) and amounts[0] < -0.05

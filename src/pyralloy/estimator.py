@@ -32,6 +32,7 @@ from pyralloy.multiset import multiset
 from pyralloy.networks import ACTIVATIONS, MLP
 from pyralloy.priors import FanIn
 from pyralloy.scorers import neg_log_score
+from pyralloy.seeds import seeded
 
 __all__ = ["MDNRegressor"]
 
@@ -71,7 +72,8 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         prior_scale: Scale s of the prior, a Normal of deviation s / sqrt(fan-in) for weights and s
             for biases, where X and y are standardised; of no effect with ``"ml"``.
         draws: Draws of the weights that a prediction pools, and that ``"nuts"`` makes, in 2 chains.
-        learning_rate: Peak of the schedule.
+        learning_rate: Peak of the schedule. It, ``schedule``, ``patience`` and ``compile`` are
+            those of training, which ``"nuts"`` does none of.
         schedule: Of the learning rate: ``"one_cycle"``, ``"cosine"`` or ``"constant"``.
         batch_size: Rows a step; None takes a sixty-fourth of the training rows, within 64 and 512.
         max_steps: Steps of the schedule; None takes 3,000, or those that see each row ten times,
@@ -79,9 +81,10 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             iterations of their warm-up, 500 of each at the most; and an iteration takes about as
             many gradients at the most, and 1,024.
         validation: Fraction of the rows held out to choose the weights, a pair ``(X, y)``, or None.
-        stretch: Whether, in the end, the widths of all components are multiplied by one number, the
-            best on the rows held out; with ``"ml"``.
-        patience: Evaluations without improvement (of 100) that end the fit; None runs all steps.
+            Chains of ``"nuts"`` take all rows.
+        stretch: Whether, in the end, the widths of all components are multiplied by one number,
+            about the best on the rows held out, and weights are chosen accordingly; with ``"ml"``.
+        patience: Hundredths of the steps without improvement that end the fit; None runs all.
         compile: How a step is run: False, True or ``"auto"``, as in :func:`pyralloy.fit`.
         device: Where to train and predict, for instance ``"cuda"``; None is the CPU.
         progress: Whether to show a progress bar.
@@ -178,7 +181,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         if targets.ndim == 2 and targets.shape[1] == 1:
             message = "y is a column, (N, 1); it is taken as (N,), of one scalar target."
             warnings.warn(message, DataConversionWarning, stacklevel=2)
-            targets = targets[:, 0]
+        targets = _without_column(targets)
         columns = Columns()
         cells = columns.learn(self, X)
         if len(cells.numbers) != len(targets):
@@ -312,7 +315,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             ("inference", self.inference, INFERENCE),
             ("schedule", self.schedule, SCHEDULES),
         ):
-            if value not in known:
+            if not isinstance(value, str) or value not in known:
                 raise ValueError(f"{name}={value!r} is unknown: choose one of {sorted(known)}.")
 
     def _inputs(self, X: Any) -> Any:
@@ -327,8 +330,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         if isinstance(hidden, np.ndarray | list):
             hidden = tuple(hidden)
         # Layers draw their first weights from torch's default generator, which is put back.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             trunk = MLP(features, hidden, ACTIVATIONS[self.activation], bins=bins)
             head = MixtureHead(
                 trunk.out_features,
@@ -341,10 +343,11 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             return MDN(trunk, head, prior=prior)
 
     def _validation(self) -> float | tuple[Any, ...] | None:
-        """Treat the columns of a validation pair as those of X."""
+        """Treat the columns of a validation pair as those of X, and its targets as y."""
         if isinstance(self.validation, tuple | list) and len(self.validation) in (2, 3):
-            X, *rest = self.validation
-            return self._inputs(X), *rest
+            X, y, *weights = self.validation
+            targets = as_values("y of validation", plain_targets(y))
+            return self._inputs(X), _without_column(targets), *weights
         return self.validation
 
     def __sklearn_tags__(self) -> Tags:
@@ -361,6 +364,11 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
                 f"random_state={self.random_state!r}: give an integer of 0 or more, a "
                 "numpy.random.RandomState, or None."
             ) from error
+
+
+def _without_column(targets: torch.Tensor) -> torch.Tensor:
+    """Give targets (N, 1) as (N,), and others as they are."""
+    return targets[:, 0] if targets.ndim == 2 and targets.shape[1] == 1 else targets
 
 
 def _stacked(each: list[torch.Tensor], dim: int) -> NDArray[np.float64]:

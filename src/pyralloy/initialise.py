@@ -28,14 +28,16 @@ def redraw(network: nn.Module, generator: torch.Generator) -> None:
     """Draw the weights of every linear layer anew, uniformly within 1 / sqrt(fan-in).
 
     Args:
-        network: Its ``nn.Linear`` layers are changed, in place.
+        network: Its ``nn.Linear`` layers are changed, in place, but for parameters that are not to
+            be trained.
         generator: Source of randomness, so that torch's default one is left alone.
     """
     for layer in network.modules():
         if isinstance(layer, nn.Linear):
             bound = 1.0 / math.sqrt(layer.in_features)
             for parameter in layer.parameters(recurse=False):
-                _fill_uniform(parameter, bound, generator)
+                if parameter.requires_grad:
+                    _fill_uniform(parameter, bound, generator)
 
 
 @torch.no_grad()
@@ -50,7 +52,7 @@ def spread_kinks(trunk: MLP, x: Tensor, generator: torch.Generator) -> None:
         generator: Source of randomness.
     """
     first = next((m for m in trunk.modules() if isinstance(m, nn.Linear)), None)
-    if first is None:
+    if first is None or not all(p.requires_grad for p in first.parameters()):
         return
     rows = torch.randint(x.shape[0], (first.out_features,), generator=generator)
     first.weight.mul_(FIRST_GAIN)

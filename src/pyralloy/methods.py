@@ -14,6 +14,7 @@ from pyralloy.inference.fit import Fit
 from pyralloy.inference.mcmc import nuts
 from pyralloy.inference.schedules import constant, cosine, one_cycle
 from pyralloy.inference.svi import fit
+from pyralloy.inference.training import planned
 from pyralloy.model import MDN
 from pyralloy.priors import LastLayer, Prior
 
@@ -103,7 +104,21 @@ def _fit_chains(regressor: Any, make: Make, data: Data, seed: int) -> Fit:
             f"members={regressor.members} with inference='nuts': its two chains have starts of "
             "their own already; take members=1 and more draws, or inference='vi' or 'laplace'."
         )
-    most = _course(regressor, len(data.y))[1]
+    batch, most = _course(regressor, len(data.y))
+    # Chains need none of this, and a grid of parameters is checked alike for all methods.
+    planned(
+        validation=data.validation,
+        learning_rate=regressor.learning_rate,
+        batch_size=batch,
+        max_steps=most,
+        patience=regressor.patience,
+        schedule=SCHEDULES[regressor.schedule],
+        stretch=regressor.stretch,
+        clip=None,
+        compile=regressor.compile,
+        seed=seed,
+        progress=regressor.progress,
+    )
     steps = min(most, MOST_WARM_UP)
     return nuts(
         make(seed),

@@ -22,6 +22,7 @@ from pyralloy.mixture import Mixture
 from pyralloy.networks import evaluating
 from pyralloy.priors import Prior, as_prior
 from pyralloy.scaling import Standardizer
+from pyralloy.seeds import seeded
 
 __all__ = ["MDN", "local_parameters"]
 
@@ -190,11 +191,16 @@ class MDN(PyroModule):
             A ``Mixture`` of batch shape (S, N), in y's units and in float64.
 
         Raises:
-            ValueError: As for :meth:`density`.
+            ValueError: As for :meth:`density`; ``weights`` names none of the model's.
         """
         with evaluating(self):
             z, known = self._standard(x), self.weights()
             draws = {n: w for n, w in weights.items() if n in known}
+            if not draws:
+                raise ValueError(
+                    f"weights={sorted(weights)} names none of the model's: give draws of some of "
+                    f"{sorted(known)}."
+                )
             count = len(next(iter(draws.values())))
             each = [self.network(z, {n: w[s] for n, w in draws.items()}) for s in range(count)]
             return self.y_scaling.undo(_stack(each))
@@ -226,8 +232,8 @@ class MDN(PyroModule):
         draws = integer("draws", draws)
         if self.prior is None:
             raise ValueError("model has no prior: give MDN(..., prior=priors.FanIn()), for one.")
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(integer("seed", seed, 0))
+        device = next(self.parameters()).device
+        with seeded(integer("seed", seed, 0), device), torch.no_grad():
             each = [self._draw_prior(self.prior) for _ in range(draws)]
         stacked = {n: torch.stack([one[n] for one in each]) for n in each[0]}
         return self.densities(as_values("x", x), stacked)

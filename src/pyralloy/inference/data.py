@@ -24,6 +24,7 @@ from pyralloy.inference.rows import (
     weighted_alike,
 )
 from pyralloy.model import MDN
+from pyralloy.seeds import seeded
 
 __all__ = ["Data", "Reading", "gather"]
 
@@ -129,8 +130,7 @@ def gather(
     reading, worth = None, 1.0
     if y is None:
         # A loader that shuffles draws from torch's default generator, which is put back.
-        with LOCK, torch.random.fork_rng([]):
-            torch.manual_seed(seed)
+        with LOCK, seeded(seed):
             rows, reading = _read_through(model, x, size, generator)
         if weights is not None:
             raise ValueError("weights goes with y: give batches of (x, y, weights) instead.")

@@ -9,13 +9,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from pyralloy.checks import integer, positive
+from pyralloy.checks import integer
 from pyralloy.inference.batches import Batches
+from pyralloy.inference.checkpoint import layout
 from pyralloy.inference.crew import Member, gather_crew, held_out, plain
 from pyralloy.inference.diagnostics import FitWarning, settled
 from pyralloy.inference.fit import Fit
@@ -27,8 +26,14 @@ from pyralloy.inference.rows import Rows, weighted_mean
 from pyralloy.inference.schedules import Schedule, one_cycle
 from pyralloy.inference.stretch import narrow
 from pyralloy.inference.stretch import stretch as stretch_widths
-from pyralloy.inference.svi import first_plan, fit_guide, fit_weights, running
-from pyralloy.inference.training import Plan
+from pyralloy.inference.svi import (
+    first_plan,
+    fit_guide,
+    fit_weights,
+    require_precision,
+    running,
+)
+from pyralloy.inference.training import Plan, Trace, bar_of, planned, show
 from pyralloy.inference.variational import Approximation, require_guide
 from pyralloy.mixture import Mixture
 from pyralloy.model import MDN
@@ -63,9 +68,10 @@ def ensemble(
     .. math:: p(y \mid x) = \frac{1}{M} \sum_{m} p(y \mid x, w_m)
 
     Each member holds out a fraction of the rows of its own, as in cross-validation, and keeps the
-    weights that are best on them: so no row is lost to all. They are trained side by side, as one
-    leading dimension, which costs a fraction of training one after the other; each comes to the
-    weights it would have alone, to rounding. Members of a ``guide`` are trained one by one.
+    weights that are best on them: at a tenth, no row is lost to all. They are trained side by side,
+    as one leading dimension, which costs a fraction of training one after the other; each comes to
+    the weights it would have alone, to rounding, but for one number on all widths, by which the
+    pool is made as wide as it should be. Members of a ``guide`` are trained one by one.
 
     Args:
         make_model: Gives the model of a seed, of the same parts each time:
@@ -78,14 +84,16 @@ def ensemble(
             of its own, and the ensemble their mixture.
         weights: Of the rows, as in :func:`pyralloy.fit`.
         size: Number of rows that the weights count as together, as in :func:`pyralloy.fit`.
-        validation: Fraction of the rows that each member holds out, others than the member before
-            it; a pair ``(x, y)``, which all are scored on; or None, which keeps the last weights.
+        validation: Fraction of the rows that each member holds out, others than the members before
+            it until no such fraction is left; a pair ``(x, y)``, which all are scored on; or None,
+            which keeps the last weights.
         patience: As in :func:`pyralloy.fit`, of each member: training ends with that of the last.
         seed: Source of the rows held out and of the members' seeds.
         learning_rate: Peak of the schedule.
         schedule: As in :func:`pyralloy.fit`.
-        stretch: As in :func:`pyralloy.fit`, of each member; then the widths of all members are
-            multiplied by one number, at most 1, for what their pool adds to them.
+        stretch: As in :func:`pyralloy.fit`, of each member, on the wide side by the error of their
+            mean only; then the widths of all members are multiplied by one number, at most 1, for
+            what their pool adds to them.
         clip: As in :func:`pyralloy.fit`, of each member.
         batch_size: Rows a step of each member.
         max_steps: Steps of the schedule.
@@ -96,13 +104,15 @@ def ensemble(
     Returns:
         A :class:`~pyralloy.Fit`, whose ``density`` is the exact pool of M K components, and whose
         ``densities`` are the members'. ``model`` is the first member's. ``history`` holds means
-        over members. The last row's ``validation`` is that of the weights kept: of their pool, on a
-        pair; of each member on the rows it held out, where the pool has no score of its own.
+        over members, with a ``guide`` what the first saw. The last row's ``validation`` is that of
+        the weights kept: of their pool, on a pair; of each member on the rows it held out, where
+        the pool has no score of its own.
 
     Raises:
         TypeError: ``make_model`` does not give an ``MDN``.
-        ValueError: As for :func:`pyralloy.fit`; fewer than two members; models that differ in their
-            parts; a prior without a guide or a guide without a prior.
+        ValueError: As for :func:`pyralloy.fit`; fewer than two members; batches in place of rows;
+            models that differ in their parts, or in what is not trained; a prior without a guide or
+            a guide without a prior.
 
     References:
         Lakshminarayanan, B., Pritzel, A., & Blundell, C. (2017). Simple and scalable predictive
@@ -119,29 +129,32 @@ def ensemble(
         >>> fit.density(problem.x[:2]).num_components, fit.densities(problem.x[:2]).batch_shape
         (15, torch.Size([3, 2]))
     """
-    count, seed = integer("members", members, 2), integer("seed", seed, 0)
-    steps = integer("max_steps", max_steps)
-    plan = Plan(
-        learning_rate=positive("learning_rate", learning_rate),
-        batch_size=0 if batch_size is None else integer("batch_size", batch_size),
-        max_steps=steps,
-        every=max(1, steps // 100),
-        patience=None if patience is None else integer("patience", patience),
+    count = integer("members", members, 2)
+    plan = planned(
+        validation=validation,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        max_steps=max_steps,
+        patience=patience,
         schedule=schedule,
         stretch=stretch,
-        clip=None if clip is None else positive("clip", clip),
+        clip=clip,
         compile=compile,
         seed=seed,
         progress=progress,
     )
-    if patience is not None and validation is None:
-        raise ValueError(f"patience={patience} needs held-out rows: set validation too.")
-    seeds = [_member(seed, m) for m in range(count)]
+    if y is None:
+        raise ValueError(
+            "y=None: members hold out rows of their own, so give the rows themselves, as x and y, "
+            "in place of batches; or fit models one by one and pool them with Mixture.pool."
+        )
+    seeds = [_member(plan.seed, m) for m in range(count)]
     models = _made(make_model, seeds)
     with interrupts() as stop:
         for model in models:
             model.to(device)
             require_guide(model, guide)
+            require_precision(model)
         crew = gather_crew(models, seeds, (x, y, weights), plan, validation, size=size)
         if guide is None:
             fitted = side_by_side(crew, stop)
@@ -149,8 +162,8 @@ def ensemble(
             fitted = _one_by_one(crew, stop, Approximation(guide))
     if fitted.interrupted:
         warnings.warn(
-            f"the ensemble was interrupted at step {fitted.history.step[-1]} of {steps}; each "
-            "member holds the best of its weights until then.",
+            f"the ensemble was interrupted at step {fitted.history.step[-1]} of {plan.max_steps}; "
+            "each member holds the best of its weights until then.",
             stacklevel=2,
         )
     for said in fitted.diagnostics:
@@ -172,22 +185,36 @@ def _made(make_model: Callable[[int], MDN], seeds: list[int]) -> list[MDN]:
                 f"make_model gives {type(model).__name__}: it must give a pyralloy.MDN."
             )
         models.append(model)
-    shapes = [{n: p.shape for n, p in model.named_parameters()} for model in models]
     if len({id(model) for model in models}) < len(models) or len(
         {id(p) for model in models for p in model.parameters()}
-    ) < sum(len(shape) for shape in shapes):
+    ) < sum(len(list(model.parameters())) for model in models):
         raise ValueError(
             "make_model gives the same model or layer twice: make them anew each time."
         )
-    kept = [name for name, _ in models[0].trunk.named_buffers() if "running_" in name]
+    first = models[0]
+    kept = [name for name, _ in first.trunk.named_buffers() if "running_" in name]
     if kept:
         raise ValueError(
             f"the trunk keeps running statistics, {kept[0]!r} for one, and members share all that "
             "is no weight: take nn.LayerNorm in place of batch normalisation."
         )
-    if any(shape != shapes[0] for shape in shapes):
+    if any(layout(model) != layout(first) for model in models):
         raise ValueError("make_model gives models of different parts: only the seed may differ.")
+    for name, value in _fixed(first).items():
+        if not all(torch.equal(_fixed(model)[name], value) for model in models):
+            raise ValueError(
+                f"{name!r}, which is not trained, differs between members, and they share all that "
+                "is no weight: make it alike, whatever the seed, or fit models one by one and pool "
+                "them with Mixture.pool."
+            )
     return models
+
+
+def _fixed(model: MDN) -> dict[str, Tensor]:
+    """Give what training does not change: buffers of the trunk, parameters without gradient."""
+    found = {f"trunk.{n}": b for n, b in model.trunk.named_buffers()}
+    found |= {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
+    return {n: v.nan_to_num() for n, v in found.items()}
 
 
 # -- side by side ---------------------------------------------------------------------------------
@@ -206,28 +233,27 @@ def side_by_side(crew: list[Member], stop: Stop) -> Fit:
             lanes.end(course.kept)
             for model in models:
                 model.eval()
-    interrupted, last = stop.requested, course.rows[-1][0]
+    interrupted, last = stop.requested, course.trace.rows[-1][0]
     apart = len(crew) if ready.held_out is None else 1  # members of different held-out rows
-    broken, each, own_losses, outs = course.broken(), [], [], []
+    broken, each, evaluations, outs = course.broken(), [], [], []
     for lane, (member, step) in enumerate(zip(crew, course.best_step, strict=True)):
         own = member.own
-        if lane in broken:
+        if lane in broken and not (interrupted and step > 0):
             # What stops a lane stops none of the others: it goes through the loop, which recovers.
             member.restart()
-            each.append(_alone(member, own, stop, None))
+            each.append(fit_weights(member.model, own, stop, members=apart))
         else:
             if plan.stretch:
                 stretch_widths(member.model, own.held_out, apart)
-            fit = Fit(member.model, course.history(), plan.baseline, int(step))
+            fit = Fit(member.model, course.trace.history(), plan.baseline, int(step))
             each.append(settled(fit, own.rows, own.held_out, returns=[], complete=not interrupted))
-        if ready.held_out is None and (evaluate := own.evaluation(member.model)):
-            own_losses.append(evaluate())
+        evaluations.append(own.evaluation(member.model))
         outs += [] if own.held_out is None else [own.held_out]
     if plan.stretch and outs and all(one.best_step > 0 for one in each):
         narrow(models, outs, torch.Generator(outs[0].y.device).manual_seed(plan.seed))
     said = tuple(dict.fromkeys(text for one in each for text in one.diagnostics))
     posterior = _members(models)
-    history = course.history()
+    history = course.trace.history()
     whole = Fit(models[0], history, plan.baseline, last, interrupted, said, posterior=posterior)
     if ready.held_out is not None:
 
@@ -235,8 +261,10 @@ def side_by_side(crew: list[Member], stop: Stop) -> Fit:
             return Mixture.pool([model.network(z) for model in models]).log_prob(t)
 
         history.validation[-1] = plan.offset + mean_nll(pooled, ready.held_out)
-    elif own_losses:
-        history.validation[-1] = plan.offset + sum(own_losses) / len(own_losses)
+    else:
+        own_losses = [evaluate() for evaluate in evaluations if evaluate is not None]
+        if own_losses:
+            history.validation[-1] = plan.offset + sum(own_losses) / len(own_losses)
     return whole
 
 
@@ -249,32 +277,26 @@ class _Course:
         self.best = torch.full((len(self.kept),), math.inf, dtype=torch.float64)
         self.best_step = torch.zeros(len(self.kept), dtype=torch.int64)
         self.done = torch.zeros(len(self.kept), dtype=torch.bool)  # what patience has ended
-        self.rows: list[tuple[int, float, float, float, int]] = []
+        self.trace = Trace()
 
     def run(self, batches: list[Batches], stop: Stop) -> None:
         """Train all lanes to the end, or until it is asked to stop."""
         plan, begun = self._plan, time.perf_counter()
         total, counted = torch.zeros_like(self.best), 0
-        with tqdm(
-            total=plan.max_steps, desc="ensemble", unit="step", disable=not plan.progress
-        ) as bar:
+        with bar_of(plan, "ensemble") as bar:
             for step in range(1, plan.max_steps + 1):
                 parts = zip(*(b.at(step - 1) for b in batches), strict=True)
-                rate = plan.learning_rate * plan.schedule(step - 1, plan.max_steps)
-                losses = self.lanes.step(tuple(torch.stack(part) for part in parts), rate)
+                batch = tuple(torch.stack(part) for part in parts)
+                losses = self.lanes.step(batch, plan.rate(step))
                 total, counted = total + losses.cpu(), counted + 1
                 if not (plan.looks_at(step) or stop.requested):
                     continue
                 held_out = self._look(step)
                 means = total / counted
                 loss = float(means[means.isfinite()].mean()) + plan.offset
-                self.rows.append((step, loss, held_out, time.perf_counter() - begun, 0))
+                self.trace.rows.append((step, loss, held_out, time.perf_counter() - begun, 0))
                 total, counted = torch.zeros_like(self.best), 0
-                name, value = ("train", loss) if math.isnan(held_out) else ("held-out", held_out)
-                bar.set_postfix_str(
-                    f"{name} NLL {value:.3f}, marginal {plan.baseline:.3f}", refresh=False
-                )
-                bar.update(step - bar.n)
+                show(bar, (step, loss, held_out), plan)
                 if stop.requested or bool(self.done.all()):
                     break
 
@@ -301,12 +323,6 @@ class _Course:
         """Name the lanes that never had finite weights, or lost them."""
         lost = ~self.lanes.weights.isfinite().all(-1).cpu()
         return (lost | (self.best_step == 0)).nonzero()[:, 0].tolist()
-
-    def history(self) -> np.recarray:
-        """Give the rows as a record array, as a fit's history."""
-        reals = ((n, np.float64) for n in ("train", "validation", "seconds"))
-        kinds = [("step", np.int64), *reals, ("clipped", np.int64)]
-        return np.array(self.rows, dtype=kinds).view(np.recarray)
 
 
 def _members(models: list[MDN]) -> Members:

@@ -59,6 +59,8 @@ class Fit:
             start; ``clipped``, the steps whose gradient was longer than ``clip``. ``train`` is the
             mean over the minibatches since the row before (with a guide, minus the evidence bound a
             row), and ``clipped`` their count; ``validation`` is NaN where nothing was held out.
+            With ``stretch`` it is of the density as it would be with the best width, and in the row
+            of ``best_step`` of the model as it is.
         marginal: Mean negative log density, on the same held-out rows (on the training rows where
             nothing was held out), of a density of y that ignores x: what the model must beat.
         best_step: The step whose weights the model holds.
@@ -362,7 +364,10 @@ class Fit:
 
     @property
     def best_nll(self) -> float:
-        """The held-out negative log density of the weights kept (training, if none held out)."""
+        """The held-out negative log density of the weights kept.
+
+        Where nothing was held out, the training loss: with a guide, minus the evidence bound a row.
+        """
         row = self.history[self.history.step == self.best_step][0]
         return float(row.train if np.isnan(row.validation) else row.validation)
 

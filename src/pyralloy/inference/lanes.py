@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
+from torch.nn.modules.dropout import _DropoutNd
 
 from pyralloy.inference.clipping import clip_norm
 from pyralloy.inference.engine import AGREEMENT, MEAN_DECAY, adam, rates_of
@@ -17,6 +18,7 @@ from pyralloy.inference.rows import Rows
 from pyralloy.inference.stretch import MOST_ROWS, gain, tried
 from pyralloy.inference.training import Plan
 from pyralloy.model import MDN
+from pyralloy.networks import evaluating
 
 __all__ = ["Lanes"]
 
@@ -80,13 +82,9 @@ class Lanes:
         every = vmap(one, in_dims=(0, lanes, lanes))
         times = 1 if stretch is None else len(stretch)
         chunk = max(1, AT_ONCE // (times * len(values) * self._model.head.components))
-        training = self._model.training
-        self._model.eval()
-        try:
-            parts = zip(rows.x.split(chunk, int(own)), rows.y.split(chunk, int(own)), strict=True)
+        parts = zip(rows.x.split(chunk, int(own)), rows.y.split(chunk, int(own)), strict=True)
+        with evaluating(self._model):
             return torch.cat([every(values, x, y) for x, y in parts], -1)
-        finally:
-            self._model.train(training)
 
     def gains(self, values: Tensor, rows: Rows) -> Tensor:
         """Give how much less each lane's loss (M,) would be, were its components stretched."""
@@ -137,7 +135,7 @@ class Lanes:
 
     def _agrees(self, run: Callable[..., Tensor], tensors: tuple[Tensor, ...]) -> bool:
         """Say whether each lane's loss and gradient are those of Pyro's own ``Trace_ELBO``."""
-        if any(isinstance(part, torch.nn.Dropout) for part in self._model.modules()):
+        if any(isinstance(part, _DropoutNd) for part in self._model.modules()):
             return True  # lanes draw their noise together, and a network alone draws other noise
         state = [t.clone() for t in tensors[:4]]
         state[1].zero_()

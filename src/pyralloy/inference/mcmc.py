@@ -26,6 +26,7 @@ from pyralloy.inference.rows import Rows, standardised
 from pyralloy.inference.svi import fit
 from pyralloy.inference.whitening import Captured, Whitened
 from pyralloy.model import MDN
+from pyralloy.seeds import seeded, sow
 
 __all__ = ["Chains", "nuts"]
 
@@ -124,10 +125,11 @@ def nuts(
     potential = Potential(model, rows.x, rows.y, temperature, counts=counts)
     history, found = [], []
     iterations = chains * (warmup + draws)
-    with _runtime(), _bar(iterations, shown=progress) as bar:
+    device = next(model.parameters()).device
+    with _runtime(device), _bar(iterations, shown=progress) as bar:
         slope = Captured(Whitened(potential), hasten=iterations >= HASTE)
         for number, vector in enumerate(starts):
-            torch.manual_seed(_mix(seed, number))
+            sow(_mix(seed, number), device)
             record = _Record(history, potential, model, data.size, began, bar)
             slope.aim(_descend(potential, vector))
             found.append(_chain(slope, warmup, draws, options, record))
@@ -298,10 +300,10 @@ def _warn(report: Chains, draws: int) -> None:
 
 
 @contextmanager
-def _runtime() -> Iterator[None]:
+def _runtime(device: torch.device) -> Iterator[None]:
     with (
         pyro_runtime(),
-        torch.random.fork_rng(devices=[]),
+        seeded(0, device),
         torch.inference_mode(mode=False),
         torch.enable_grad(),
     ):

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyralloy.inference.objective import pyro_runtime
+from pyralloy.seeds import CPU, seeded
 
 __all__ = [
     "Draws",
@@ -232,7 +233,7 @@ class Members(Posterior):
 
     Example:
         >>> members = Members({"w": torch.arange(3.0)})
-        >>> members.draw(100, torch.Generator())["w"].tolist()  # there are no more than three
+        >>> members.draw(100, torch.Generator())["w"].tolist()  # all three, whatever is asked for
         [0.0, 1.0, 2.0]
     """
 
@@ -242,12 +243,9 @@ class Members(Posterior):
     def __len__(self) -> int:
         return len(next(iter(self.values.values())))
 
-    def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Give all members, or ``count`` of them chosen at random where that is fewer."""
-        if count >= len(self):
-            return dict(self.values)
-        rows = torch.randperm(len(self), generator=generator)[:count].sort().values
-        return {n: v[rows.to(v.device)] for n, v in self.values.items()}
+    def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:  # noqa: ARG002
+        """Give all members: they are no draws, and a pool of some is another pool."""
+        return dict(self.values)
 
 
 class Several(Posterior):
@@ -284,17 +282,19 @@ class Replayed(Posterior):
     Args:
         names: Sites to draw.
         run: The guide, called without arguments.
+        device: Where it draws.
     """
 
-    def __init__(self, names: Iterable[str], run: Callable[[], Any]) -> None:
-        self._names, self._run = tuple(names), run
+    def __init__(
+        self, names: Iterable[str], run: Callable[[], Any], device: torch.device = CPU
+    ) -> None:
+        self._names, self._run, self._device = tuple(names), run, device
 
     @torch.no_grad()
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw weights."""
         seed = int(torch.randint(2**31 - 1, (), generator=generator))
-        with pyro_runtime(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with pyro_runtime(), seeded(seed, self._device):
             traces = [poutine.trace(self._run).get_trace() for _ in range(count)]
         values: dict[str, list[Any]] = {
             name: [trace.nodes[name].get("value") for trace in traces] for name in self._names
@@ -315,7 +315,10 @@ def posterior_of(guide: Any, names: Iterable[str], run: Callable[[], Any]) -> Po
     if isinstance(guide, AutoNormal):
         return _mean_field(guide)
     known = _continuous(guide) if isinstance(guide, AutoContinuous) else None
-    return Replayed(names, run) if known is None else known
+    if known is not None:
+        return known
+    parts = guide.parameters() if isinstance(guide, torch.nn.Module) else ()
+    return Replayed(names, run, next((p.device for p in parts), CPU))
 
 
 def sites_of(guide: Any) -> list[Site]:

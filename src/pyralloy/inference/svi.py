@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,11 +25,12 @@ from pyralloy.inference.objective import FlatParameters, Objective, empty_guide,
 from pyralloy.inference.ready import Ready, prepare
 from pyralloy.inference.schedules import Schedule, one_cycle
 from pyralloy.inference.stretch import stretch as stretch_widths
-from pyralloy.inference.training import Callback, Plan, Trace, ended_by_itself, train
+from pyralloy.inference.training import Callback, Plan, Trace, ended_by_itself, planned, train
 from pyralloy.inference.variational import Approximation, approximate, require_guide
 from pyralloy.model import MDN
+from pyralloy.seeds import seeded
 
-__all__ = ["first_plan", "fit", "fit_guide", "fit_weights", "running"]
+__all__ = ["first_plan", "fit", "fit_guide", "fit_weights", "require_precision", "running"]
 
 
 def fit(
@@ -114,10 +116,11 @@ def fit(
         validation: What is held out to choose the weights: a fraction of the rows (no more than
             100,000 of them), of which copies of one another stay together, a pair ``(x, y)``, a
             triple with weights, or None for nothing, when the last weights are kept.
-        patience: Evaluations without improvement (there are 100 in ``max_steps``) that end the fit;
-            None runs all steps. Needs held-out rows.
+        patience: Hundredths of ``max_steps`` without improvement that end the fit; None runs all
+            steps. Needs held-out rows.
         seed: Source of the rows held out, the initial weights of the head and of an
-            :class:`~pyralloy.networks.MLP`, the order of batches, and dropout.
+            :class:`~pyralloy.networks.MLP`, the order of batches, and dropout. Parameters without
+            gradient (``requires_grad_(False)``) stay as they are.
         learning_rate: Peak of the schedule.
         schedule: Gives, of a step counted from 0 and the number of steps, the fraction of the
             learning rate: :func:`~pyralloy.inference.schedules.one_cycle`, ``cosine`` or
@@ -136,9 +139,10 @@ def fit(
             batches of up to some hundred rows, and two thirds or more in large ones. ``"auto"``
             compiles where the steps that are left repay it; it decides by the clock, so that the
             last bits of two such fits may differ.
-        stretch: Whether, in the end, the widths of all components are multiplied by one number, the
-            best on the held-out rows: networks of many weights and few rows are too sure. A guide
-            has its posterior for that, and is left as it is.
+        stretch: Whether, in the end, the widths of all components are multiplied by one number,
+            about the best on the held-out rows, a standard error on the wide side: networks of many
+            weights and few rows are too sure. Weights are then chosen by the density as it will be.
+            A guide has its posterior for that, and is left as it is.
         initialise: Whether to draw the weights anew from ``seed`` and spread components over y (the
             weights of a trunk other than :class:`~pyralloy.networks.MLP` are left as they are);
             False goes on from the weights the model has.
@@ -185,28 +189,27 @@ def fit(
     if not isinstance(model, MDN):
         raise TypeError(f"model={model!r}: give a pyralloy.MDN.")
     require_guide(model, guide)
+    require_precision(model)
     how = Approximation(guide, positive("temperature", temperature), _fraction("warm_up", warm_up))
-    seed, max_steps = integer("seed", seed, 0), integer("max_steps", max_steps)
-    plan = Plan(
-        learning_rate=positive("learning_rate", learning_rate),
-        batch_size=0 if batch_size is None else integer("batch_size", batch_size),
+    if guide is None and (start, how.temperature, how.warm_up) != (None, 1.0, 0.0):
+        raise ValueError("start, temperature and warm_up go with a guide: give one, or not these.")
+    plan = planned(
+        validation=validation,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
         max_steps=max_steps,
-        every=max(1, max_steps // 100),
-        patience=None if patience is None else integer("patience", patience),
+        patience=patience,
         schedule=schedule,
         stretch=stretch,
-        clip=None if clip is None else positive("clip", clip),
-        compile=_compiling(compile),
+        clip=clip,
+        compile=compile,
         seed=seed,
         progress=progress,
         callback=callback,
     )
+    first = None if guide is None else first_plan(plan, start)
     if batch_size is not None and y is None:
         raise ValueError(f"batch_size={batch_size} goes with y: batches have a size of their own.")
-    if patience is not None and validation is None:
-        raise ValueError(f"patience={patience} needs held-out rows: set validation too.")
-    if next(model.parameters()).dtype not in (torch.float32, torch.float64):
-        raise TypeError("model is in half precision: train it in float32, by model.float().")
     files = checked_files(checkpoint, checkpoint_every, resume)
     with interrupts() as stop:
         model.to(device)
@@ -214,7 +217,7 @@ def fit(
         # Not named, so that nothing keeps the rows in their own units once they are standardised.
         ready = prepare(
             plain,
-            gather(model, x, y, weights, size=size, validation=validation, seed=seed),
+            gather(model, x, y, weights, size=size, validation=validation, seed=plan.seed),
             plan,
             files,
             initialise=initialise,
@@ -222,12 +225,11 @@ def fit(
         if guide is None:
             fitted = fit_weights(model, ready, stop, begun=initialise)
         else:
-            first = first_plan(plan, start)
             fitted = fit_guide(model, plain, ready, stop, how=how, first=first)
     if fitted.interrupted:
         warnings.warn(
-            f"the fit was interrupted at step {fitted.history.step[-1]} of {max_steps}; the model "
-            f"holds the weights of step {fitted.best_step}.",
+            f"the fit was interrupted at step {fitted.history.step[-1]} of {plan.max_steps}; the "
+            f"model holds the weights of step {fitted.best_step}.",
             stacklevel=2,
         )
     for said in fitted.diagnostics:
@@ -235,14 +237,16 @@ def fit(
     return fitted
 
 
-def _compiling(value: Any) -> bool | Literal["auto"]:
-    if value is True or value is False or value == "auto":
-        return value
-    raise ValueError(f'compile={value!r}: give True, False or "auto".')
+def require_precision(model: MDN) -> None:
+    """Refuse a model in half precision, in which losses overflow."""
+    if next(model.parameters()).dtype not in (torch.float32, torch.float64):
+        raise TypeError("model is in half precision: train it in float32, by model.float().")
 
 
 def _fraction(name: str, value: float) -> float:
-    return 0.0 if value == 0 else positive(name, value, 1.0)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0.0 <= value < 1.0:
+        raise ValueError(f"{name}={value!r}: give a fraction of the steps, from 0 to below 1.")
+    return float(value)
 
 
 def first_plan(plan: Plan, start: int | None) -> Plan | None:
@@ -260,12 +264,10 @@ def running(model: MDN, plan: Plan) -> Iterator[None]:
     device = next(model.parameters()).device
     with (
         pyro_runtime(),
-        # For dropout, and for draws from a guide.
-        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        seeded(plan.seed, device),  # for dropout, and for draws from a guide
         torch.inference_mode(mode=False),
         torch.enable_grad(),
     ):
-        torch.manual_seed(plan.seed)
         model.train()
         try:
             yield
@@ -273,11 +275,13 @@ def running(model: MDN, plan: Plan) -> Iterator[None]:
             model.eval()
 
 
-def fit_weights(model: MDN, ready: Ready, stop: Stop, *, begun: bool = True) -> Fit:
+def fit_weights(
+    model: MDN, ready: Ready, stop: Stop, *, begun: bool = True, members: int = 1
+) -> Fit:
     """Train by maximum likelihood, and stretch the components to the held-out rows."""
     trace = _trained(model, ready, stop)
-    evaluate = ready.evaluation(model)
-    if ready.plan.stretch and evaluate is not None and stretch_widths(model, ready.held_out):
+    evaluate, held = ready.evaluation(model), ready.held_out
+    if ready.plan.stretch and evaluate is not None and stretch_widths(model, held, members):
         trace.correct(evaluate() + ready.plan.offset)
     return _concluded(model, ready, trace, complete=begun and ended_by_itself(trace, ready.plan))
 

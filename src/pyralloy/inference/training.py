@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pyralloy.checks import integer, positive
 from pyralloy.inference.batches import BatchSource
 from pyralloy.inference.checkpoint import Generators, Place, Rider, Saving
 from pyralloy.inference.engine import Engine
@@ -21,7 +22,17 @@ from pyralloy.inference.interrupts import Stop
 from pyralloy.inference.recovery import Diverged, Recovery
 from pyralloy.inference.schedules import Schedule, one_cycle
 
-__all__ = ["Callback", "Diverged", "Plan", "Trace", "ended_by_itself", "train"]
+__all__ = [
+    "Callback",
+    "Diverged",
+    "Plan",
+    "Trace",
+    "bar_of",
+    "ended_by_itself",
+    "planned",
+    "show",
+    "train",
+]
 
 #: How often the first tenth of all steps is evaluated, against the others: of few rows, a large
 #: network has learnt what there is to learn within a few dozen steps, and then goes on to noise.
@@ -78,6 +89,20 @@ class Plan:
         every = self.every if step > 10 * self.every else max(1, self.every // EARLY)
         return step % every == 0 or step == self.max_steps
 
+    def rate(self, step: int) -> float:
+        """Give the learning rate of a step, from 1 on.
+
+        Raises:
+            ValueError: The schedule gave what is no fraction.
+        """
+        share = self.schedule(step - 1, self.max_steps)
+        if not 0.0 <= share < math.inf:
+            raise ValueError(
+                f"schedule gave {share!r} for step {step - 1} of {self.max_steps}: it must give a "
+                "finite fraction of learning_rate, 0 or more."
+            )
+        return self.learning_rate * share
+
     def identity(self) -> dict[str, Any]:
         """Give what another fit must share to end with the same weights.
 
@@ -86,6 +111,55 @@ class Plan:
         places = sorted({round(i * (self.max_steps - 1) / 16) for i in range(17)})
         schedule = [float(self.schedule(place, self.max_steps)) for place in places]
         return {name: getattr(self, name) for name in SHARED} | {"schedule": schedule}
+
+
+def planned(
+    *,
+    validation: Any,
+    learning_rate: float,
+    batch_size: int | None,
+    max_steps: int,
+    patience: int | None,
+    schedule: Schedule,
+    stretch: bool,
+    clip: float | None,
+    compile: bool | Literal["auto"],  # noqa: A002 - as torch spells it
+    seed: int,
+    progress: bool,
+    callback: Callback | None = None,
+) -> Plan:
+    """Check how a caller wants to train, and plan it.
+
+    Raises:
+        TypeError, ValueError: An argument of the wrong type or out of range.
+    """
+    if compile not in (True, False, "auto"):
+        raise ValueError(f'compile={compile!r}: give True, False or "auto".')
+    if stretch not in (True, False):
+        raise ValueError(f"stretch={stretch!r}: give True or False.")
+    if not callable(schedule):
+        raise TypeError(
+            f"schedule={schedule!r}: give a function of a step and the number of steps, as those "
+            "of pyralloy.inference.schedules."
+        )
+    steps = integer("max_steps", max_steps)
+    plan = Plan(
+        learning_rate=positive("learning_rate", learning_rate),
+        batch_size=0 if batch_size is None else integer("batch_size", batch_size),
+        max_steps=steps,
+        every=max(1, steps // 100),
+        patience=None if patience is None else integer("patience", patience),
+        schedule=schedule,
+        stretch=bool(stretch),
+        clip=None if clip is None else positive("clip", clip),
+        compile=compile,
+        seed=integer("seed", seed, 0),
+        progress=progress,
+        callback=callback,
+    )
+    if patience is not None and validation is None:
+        raise ValueError(f"patience={patience} needs held-out rows: set validation too.")
+    return plan
 
 
 @dataclass
@@ -160,7 +234,7 @@ def train(
             :class:`~pyralloy.inference.recovery.Recovery` goes back to half the rate.
     """
     stop, saving = stop or Stop(), saving or Saving()
-    with _bar(plan) as bar, engine.parameters.ending_with_kept():
+    with bar_of(plan, "fit") as bar, engine.parameters.ending_with_kept():
         run = _Run(engine, plan, evaluate, saving, bar)
         step, finished = run.begin()
         while not finished:
@@ -229,15 +303,8 @@ class _Run:
 
     def step(self, step: int, batch: tuple[Tensor, ...]) -> bool:
         """Take one step of the optimiser, and say whether its loss was finite."""
-        plan, trace = self._plan, self.trace
-        share = plan.schedule(step - 1, plan.max_steps)
-        if not 0.0 <= share < math.inf:
-            raise ValueError(
-                f"schedule gave {share!r} for step {step - 1} of {plan.max_steps}: it must give a "
-                "finite fraction of learning_rate, 0 or more."
-            )
-        rate = self.recovery.factor * plan.learning_rate * share
-        loss = float(self._engine.step(batch, rate))
+        trace = self.trace
+        loss = float(self._engine.step(batch, self.recovery.factor * self._plan.rate(step)))
         if not self.recovery.accepts("loss", loss, step, batch):
             return False
         trace.total, trace.counted = trace.total + loss, trace.counted + 1
@@ -266,7 +333,7 @@ class _Run:
         clipped, seconds = int(engine.clipped), time.perf_counter() - self._start
         trace.rows.append((step, *losses, seconds, clipped - trace.clipped))
         trace.total, trace.counted, trace.clipped = 0.0, 0, clipped
-        _show(self._bar, (step, *losses), plan)
+        show(self._bar, (step, *losses), plan)
         return True
 
     def ended(self, step: int) -> bool:
@@ -283,15 +350,17 @@ class _Run:
 
 
 @contextmanager
-def _bar(plan: Plan) -> Iterator[tqdm[Any] | None]:
+def bar_of(plan: Plan, name: str) -> Iterator[tqdm[Any] | None]:
+    """Show a progress bar, if one is asked for."""
     if not plan.progress:
         yield None
         return
-    with tqdm(total=plan.max_steps, desc="fit", unit="step", mininterval=0.2) as bar:
+    with tqdm(total=plan.max_steps, desc=name, unit="step", mininterval=0.2) as bar:
         yield bar
 
 
-def _show(bar: tqdm[Any] | None, row: tuple[int, float, float], plan: Plan) -> None:
+def show(bar: tqdm[Any] | None, row: tuple[int, float, float], plan: Plan) -> None:
+    """Put a row's step, loss and held-out loss on the bar, if there is one."""
     if bar is None:
         return
     step, loss, held_out = row
