@@ -22,7 +22,7 @@ from pyralloy.inference.interrupts import Stop
 from pyralloy.inference.objective import FlatParameters, Objective
 from pyralloy.inference.posterior import Gaussian, Point, Posterior, posterior_of
 from pyralloy.inference.potential import Potential
-from pyralloy.inference.ready import Ready
+from pyralloy.inference.ready import Ready, mean_nll
 from pyralloy.inference.rows import Rows
 from pyralloy.inference.training import Plan, Trace, train
 from pyralloy.model import MDN
@@ -31,8 +31,6 @@ __all__ = ["Approximation", "Guided", "approximate", "require_guide"]
 
 #: Draws of the weights that are pooled for the held-out loss, the same at each evaluation.
 DRAWS = 10
-#: Rows of an evaluation at once.
-CHUNK = 4096
 #: Standard deviation with which a guide starts, where its class lets it be chosen.
 FIRST_SCALE = 0.01
 #: Weight of the divergence from the prior at the first step of a warm-up: not 0, which would leave
@@ -183,7 +181,7 @@ def _few(rows: Rows) -> tuple[Tensor, Tensor]:
 
 
 def _require_pathwise(traced: Any, names: list[str]) -> None:
-    sites = {n: s for n, s in traced.nodes.items() if s["type"] == "sample" and n in traced.nodes}
+    sites = {n: s for n, s in traced.nodes.items() if s["type"] == "sample"}
     for name, site in sites.items():
         if not site["is_observed"] and not getattr(site["fn"], "has_rsample", False):
             raise ValueError(
@@ -233,16 +231,15 @@ def _pooled_nll(
         posterior = known()
         count = 1 if isinstance(posterior, Point) else DRAWS
         draws = posterior.draw(count, torch.Generator().manual_seed(seed))
-        total, weight = 0.0, 0.0
-        for x, y, *w in zip(*(t.split(CHUNK) for t in rows.tensors()), strict=True):
+
+        def pooled(x: Tensor, y: Tensor) -> Tensor:
             each = [
                 model.network(x, {n: w[s] for n, w in draws.items()}).log_prob(y)
                 for s in range(count)
             ]
-            pooled = torch.stack(each).to(torch.float64).logsumexp(0) - math.log(count)
-            total -= float((pooled * w[0] if w else pooled).sum())
-            weight += float(w[0].sum(dtype=torch.float64)) if w else len(pooled)
-        return total / weight
+            return torch.stack(each).to(torch.float64).logsumexp(0) - math.log(count)
+
+        return mean_nll(pooled, rows)
 
     return evaluate
 
