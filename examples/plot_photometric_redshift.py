@@ -76,5 +76,5 @@ axes[1].set(xlabel="true redshift", ylabel="redshift, 90 % conformal region")
 axes[1].legend(frameon=False, loc="upper left")
 
 # %%
-# They are right as far as 1,500 galaxies tell, and the regions hold about nine redshifts in ten, in
+# The densities are a little wide, if anything, and the regions hold about nine redshifts in ten, in
 # two pieces where two distances explain the colours.
