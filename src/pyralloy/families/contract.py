@@ -18,6 +18,7 @@ __all__ = [
     "SCALE_CEILING",
     "SCALE_FLOOR",
     "Family",
+    "IntervalFamily",
     "Spread",
     "Support",
     "distance_from_partial_mean",
@@ -80,19 +81,6 @@ class Support(NamedTuple):
     high: float = math.inf
     integer: bool = False
     circular: bool = False
-
-    @classmethod
-    def between(cls, low: float, high: float) -> Support:
-        """Give the interval from ``low`` to ``high``.
-
-        Raises:
-            ValueError: An end that is not finite, or the higher end first.
-        """
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(
-                f"low={low!r}, high={high!r}: give two finite numbers, the lower first."
-            )
-        return cls(float(low), float(high))
 
     @property
     def shifts(self) -> bool:
@@ -251,6 +239,30 @@ class Family(ABC):
         As many rows are taken at once as fit in the cache.
         """
         return 200 * count * count
+
+
+class IntervalFamily(Family):
+    """A family on a given interval: its two ends are the last two parameters, and no outputs.
+
+    Args:
+        low: Lower end of y's interval, in the units the head works in.
+        high: Upper end.
+
+    Raises:
+        ValueError: An end that is not finite, or the higher end first.
+    """
+
+    def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(
+                f"low={low!r}, high={high!r}: give two finite numbers, the lower first."
+            )
+        self.support = Support(float(low), float(high))
+
+    @property
+    def outputs(self) -> int:
+        """One a parameter but the two ends, which are given."""
+        return len(self.parameters) - 2
 
 
 # -- what families share --------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.distributions.utils import broadcast_all
 
-from pyralloy.families.contract import Family, Support, distance_from_partial_mean, invert_cdf
+from pyralloy.families.contract import IntervalFamily, distance_from_partial_mean, invert_cdf
 from pyralloy.numerics import soft_between_inverse, soft_exp
 from pyralloy.special import betainc, log_beta_kernel
 
@@ -98,7 +98,7 @@ class IntervalBeta(TorchDistribution):
         return self.low + (self.high - self.low) * unit.rsample(torch.Size(sample_shape))
 
 
-class BetaFamily(Family):
+class BetaFamily(IntervalFamily):
     """Beta components on an interval; concentrations lie softly between 1/2 and 10,000.
 
     Args:
@@ -113,14 +113,6 @@ class BetaFamily(Family):
     name = "beta"
     distribution = IntervalBeta
     parameters = ("concentration1", "concentration0", "low", "high")
-
-    def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
-        self.support = Support.between(low, high)
-
-    @property
-    def outputs(self) -> int:
-        """Two: the interval is given."""
-        return 2
 
     def from_raw(self, raw: Sequence[Tensor], spread: float) -> Any:
         """Map ``raw`` (..., 2), logs of both concentrations, to ``IntervalBeta``."""

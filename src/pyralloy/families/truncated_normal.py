@@ -13,8 +13,7 @@ from torch.distributions.utils import broadcast_all
 
 from pyralloy.families.contract import (
     SCALE_FLOOR,
-    Family,
-    Support,
+    IntervalFamily,
     distance_from_partial_mean,
     within,
 )
@@ -143,7 +142,7 @@ class TruncatedNormal(TorchDistribution):
         return self.icdf(torch.rand(self._extended_shape(sample_shape)).to(self.loc))
 
 
-class TruncatedNormalFamily(Family):
+class TruncatedNormalFamily(IntervalFamily):
     """Truncated normal components; the mode lies softly in the interval.
 
     The scale lies softly between 1/500 of the spread (or the interval, if that is smaller) and 10
@@ -158,14 +157,6 @@ class TruncatedNormalFamily(Family):
     distribution = TruncatedNormal
     parameters = ("loc", "scale", "low", "high")
     widths = (1,)
-
-    def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
-        self.support = Support.between(low, high)
-
-    @property
-    def outputs(self) -> int:
-        """Two: the interval is given."""
-        return 2
 
     def from_raw(self, raw: Sequence[Tensor], spread: float) -> Any:
         """Map ``raw`` (..., 2), log-odds of the mode and a log-scale, to ``TruncatedNormal``."""
