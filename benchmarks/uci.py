@@ -158,8 +158,10 @@ PARTS = {
     "5 members, a whole error": {"members": 5, "inference.stretch.ERRORS": 5**0.5},
 }
 #: What each is compared with.
-BASES = {name: name if " as " in name else "single as it comes" for name in PARTS}
-BASES |= {name: "5 members as they come" for name in PARTS if name.startswith("5 members")}
+BASES = {
+    name: "5 members as they come" if "members" in options else "single as it comes"
+    for name, options in PARTS.items()
+}
 
 
 def changed(options):

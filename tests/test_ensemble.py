@@ -289,6 +289,16 @@ def test_what_is_not_trained_is_common_to_all_members_or_refused(trainable):
     assert bool((each > marginal + 0.5).all())
 
 
+def test_layers_that_only_some_members_train_are_refused():
+    def make(seed):
+        model = make_model(seed)
+        next(model.trunk.parameters()).requires_grad_(seed % 2 == 0)
+        return model
+
+    with pytest.raises(ValueError, match="different parts"):
+        run(make, members=9)
+
+
 def test_a_pool_has_all_its_members_however_few_draws_are_asked_for():
     fit = run()
     assert fit.density(HELD.x[:2], draws=1).num_components == 15

@@ -191,9 +191,10 @@ def _kind(place: int, series: Any) -> str:
     else:
         if dtype.kind in "biufc":
             return "numbers"
-        temporal = dtype.kind in "mM"
+        temporal = dtype.kind in "mM" or str(dtype).startswith("period")
     known = [value for value in _objects(series) if value == value]  # noqa: PLR0124 - not NaN
-    if temporal or any(isinstance(value, TIMES) or hasattr(value, "freq") for value in known[:1]):
+    odd = next((value for value in known if not isinstance(value, str)), None)
+    if temporal or isinstance(odd, TIMES):
         raise TypeError(
             f"X has times in column {place} ({series.name!r}, {dtype}): give numbers, such as days "
             "since some date and the hour of the day."
@@ -202,7 +203,6 @@ def _kind(place: int, series: Any) -> str:
         return "words"
     if known and all(isinstance(value, NUMBERS) for value in known):
         return "numbers"
-    odd = next((value for value in known if not isinstance(value, str)), None)
     if odd is not None:
         raise TypeError(
             f"X has {odd!r} ({type(odd).__name__}) in column {place} ({series.name!r}): give a "

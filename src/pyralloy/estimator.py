@@ -28,7 +28,7 @@ from pyralloy.inference.rows import require_support
 from pyralloy.methods import INFERENCE, SCHEDULES, Data
 from pyralloy.mixture import Mixture
 from pyralloy.model import MDN
-from pyralloy.multiset import multiset
+from pyralloy.multiset import multiset, row_weights
 from pyralloy.networks import ACTIVATIONS, MLP
 from pyralloy.priors import FanIn
 from pyralloy.scorers import neg_log_score
@@ -379,27 +379,10 @@ def _stacked(each: list[torch.Tensor], dim: int) -> NDArray[np.float64]:
 def _counted(
     columns: Columns, cells: Cells, targets: torch.Tensor, sample_weight: Any, seed: int
 ) -> tuple[Cells, torch.Tensor, NDArray[np.float64] | None, float | None]:
-    """Give rows in an order of their own, repeated by whole weights; other weights; their sum.
-
-    Raises:
-        ValueError: Weights that are negative, all zero, or not one a row.
-    """
-    weights = None
-    if sample_weight is not None:
-        weights = as_values("sample_weight", sample_weight).cpu().numpy().astype(np.float64)
-        if weights.shape != (len(targets),):
-            raise ValueError(
-                f"sample_weight has shape {weights.shape} and there are {len(targets)} rows: give "
-                "one number a row."
-            )
+    """Give rows in an order of their own, repeated by whole weights; other weights; their sum."""
+    weights = row_weights(sample_weight, len(targets))
+    if weights is not None:
         counted = np.flatnonzero(weights)
-        with np.errstate(over="ignore"):
-            total = weights.sum()
-        if len(counted) == 0 or weights.min() < 0 or not np.isfinite(total):
-            raise ValueError(
-                f"sample_weight holds numbers from {weights.min():g} to {weights.max():g}, all "
-                "zero, negative, or too large to add up: give 0 or more, and above 0 somewhere."
-            )
         cells, targets, weights = cells.at(counted), targets[counted], weights[counted]
     y = targets.cpu().numpy().reshape(len(targets), -1)
     chosen = multiset(np.concatenate([columns.codes(cells), y], 1), weights, seed)

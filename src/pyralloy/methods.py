@@ -72,13 +72,10 @@ def _course(regressor: Any, rows: int) -> tuple[int, int]:
     return batch, steps
 
 
-def _fit_guide(regressor: Any, make: Make, data: Data, seed: int, guide: Any) -> Fit:
-    """Fit by maximum likelihood, or with a guide."""
+def _training(regressor: Any, data: Data, seed: int) -> dict[str, Any]:
+    """Give how to train, by name."""
     batch, steps = _course(regressor, len(data.y))
-    options: dict[str, Any] = {
-        "guide": guide,
-        "weights": data.weights,
-        "size": None if guide is None else data.size,  # only a prior minds
+    return {
         "validation": data.validation,
         "stretch": regressor.stretch,
         "patience": regressor.patience,
@@ -89,6 +86,15 @@ def _fit_guide(regressor: Any, make: Make, data: Data, seed: int, guide: Any) ->
         "batch_size": batch,
         "max_steps": steps,
         "progress": regressor.progress,
+    }
+
+
+def _fit_guide(regressor: Any, make: Make, data: Data, seed: int, guide: Any) -> Fit:
+    """Fit by maximum likelihood, or with a guide."""
+    options = _training(regressor, data, seed) | {
+        "guide": guide,
+        "weights": data.weights,
+        "size": None if guide is None else data.size,  # only a prior minds
         "device": regressor.device,
     }
     members = integer("members", regressor.members)
@@ -104,21 +110,8 @@ def _fit_chains(regressor: Any, make: Make, data: Data, seed: int) -> Fit:
             f"members={regressor.members} with inference='nuts': its two chains have starts of "
             "their own already; take members=1 and more draws, or inference='vi' or 'laplace'."
         )
-    batch, most = _course(regressor, len(data.y))
-    # Chains need none of this, and a grid of parameters is checked alike for all methods.
-    planned(
-        validation=data.validation,
-        learning_rate=regressor.learning_rate,
-        batch_size=batch,
-        max_steps=most,
-        patience=regressor.patience,
-        schedule=SCHEDULES[regressor.schedule],
-        stretch=regressor.stretch,
-        clip=None,
-        compile=regressor.compile,
-        seed=seed,
-        progress=regressor.progress,
-    )
+    # Of this chains need no more than the steps; it is checked alike for all methods.
+    most = planned(**_training(regressor, data, seed)).max_steps
     steps = min(most, MOST_WARM_UP)
     return nuts(
         make(seed),

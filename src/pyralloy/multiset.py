@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Multiset", "multiset"]
+from pyralloy.checks import as_values
+
+__all__ = ["Multiset", "multiset", "row_weights"]
 
 #: Rows up to which whole weights become repeats, and how many times the distinct rows beyond that.
 MOST_REPEATED, TIMES = 100_000, 20
@@ -25,6 +27,30 @@ class Multiset(NamedTuple):
     rows: NDArray[np.intp]
     weights: NDArray[np.float64] | None
     size: float
+
+
+def row_weights(sample_weight: Any, rows: int) -> NDArray[np.float64] | None:
+    """Check how often each row counts, and give it in double precision; None means once.
+
+    Raises:
+        ValueError: Weights that are negative, all zero, or not one a row.
+    """
+    if sample_weight is None:
+        return None
+    weights = as_values("sample_weight", sample_weight).cpu().numpy().astype(np.float64)
+    if weights.shape != (rows,):
+        raise ValueError(
+            f"sample_weight has shape {weights.shape} and there are {rows} rows: give one number a "
+            "row."
+        )
+    with np.errstate(over="ignore"):
+        total = weights.sum()
+    if weights.max() <= 0 or weights.min() < 0 or not np.isfinite(total):
+        raise ValueError(
+            f"sample_weight holds numbers from {weights.min():g} to {weights.max():g}, all zero, "
+            "negative, or too large to add up: give 0 or more, and above 0 somewhere."
+        )
+    return weights
 
 
 def multiset(

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["CPU", "seeded", "sow"]
+__all__ = ["CPU", "another", "apart", "seeded", "sow"]
 
 #: Where numbers are drawn that are to be the same on every device.
 CPU = torch.device("cpu")
@@ -30,9 +30,21 @@ def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
         ...     bool(torch.rand(1) == first)
         True
     """
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with apart(device):
         sow(seed, device)
         yield
+
+
+@contextmanager
+def apart(device: torch.device) -> Iterator[None]:
+    """Let something draw from torch's default generators, whose states come back."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+
+
+def another(seed: int, number: int) -> int:
+    """Give the seed of a part by its number, far from those of others and of other seeds."""
+    return (seed * 1_000_003 + number * 7_919 + 0x5BD1E995) % 2**63
 
 
 def sow(seed: int, device: torch.device = CPU) -> None:

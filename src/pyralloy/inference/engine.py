@@ -14,6 +14,7 @@ from torch import Tensor
 from pyralloy.inference.clipping import clip_norm
 from pyralloy.inference.objective import FlatParameters, Objective
 from pyralloy.inference.program import Program
+from pyralloy.seeds import apart
 
 __all__ = ["Engine", "adam", "rates_of"]
 
@@ -187,7 +188,7 @@ class Engine:
         """Let something run without a trace: generators and buffers come back to what they were."""
         device, module = self.parameters.vector.device, self.parameters.module
         buffers = [(b, b.clone()) for b in module.buffers()]
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with apart(device):
             yield
         for buffer, before in buffers:
             buffer.copy_(before)

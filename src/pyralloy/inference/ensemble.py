@@ -21,7 +21,7 @@ from pyralloy.inference.fit import Fit
 from pyralloy.inference.interrupts import Stop, interrupts
 from pyralloy.inference.lanes import Lanes
 from pyralloy.inference.posterior import Members, Several
-from pyralloy.inference.ready import Ready, mean_nll
+from pyralloy.inference.ready import mean_nll
 from pyralloy.inference.rows import Rows, weighted_mean
 from pyralloy.inference.schedules import Schedule, one_cycle
 from pyralloy.inference.stretch import narrow
@@ -37,6 +37,7 @@ from pyralloy.inference.training import Plan, Trace, bar_of, planned, show
 from pyralloy.inference.variational import Approximation, require_guide
 from pyralloy.mixture import Mixture
 from pyralloy.model import MDN
+from pyralloy.seeds import another
 
 __all__ = ["ensemble"]
 
@@ -148,7 +149,7 @@ def ensemble(
             "y=None: members hold out rows of their own, so give the rows themselves, as x and y, "
             "in place of batches; or fit models one by one and pool them with Mixture.pool."
         )
-    seeds = [_member(plan.seed, m) for m in range(count)]
+    seeds = [another(plan.seed, m) % 2**31 for m in range(count)]
     models = _made(make_model, seeds)
     with interrupts() as stop:
         for model in models:
@@ -171,11 +172,6 @@ def ensemble(
     return fitted
 
 
-def _member(seed: int, number: int) -> int:
-    """Give the seed of a member, far from those of other members and other ensembles."""
-    return (seed * 1_000_003 + number * 7_919 + 0x5BD1E995) % 2**31
-
-
 def _made(make_model: Callable[[int], MDN], seeds: list[int]) -> list[MDN]:
     models = []
     for seed in seeds:
@@ -191,17 +187,17 @@ def _made(make_model: Callable[[int], MDN], seeds: list[int]) -> list[MDN]:
         raise ValueError(
             "make_model gives the same model or layer twice: make them anew each time."
         )
-    first = models[0]
-    kept = [name for name, _ in first.trunk.named_buffers() if "running_" in name]
+    kept = [name for name, _ in models[0].trunk.named_buffers() if "running_" in name]
     if kept:
         raise ValueError(
             f"the trunk keeps running statistics, {kept[0]!r} for one, and members share all that "
             "is no weight: take nn.LayerNorm in place of batch normalisation."
         )
-    if any(layout(model) != layout(first) for model in models):
+    parts, fixed = [layout(model) for model in models], [_fixed(model) for model in models]
+    if any(own != parts[0] for own in parts) or any(own.keys() != fixed[0].keys() for own in fixed):
         raise ValueError("make_model gives models of different parts: only the seed may differ.")
-    for name, value in _fixed(first).items():
-        if not all(torch.equal(_fixed(model)[name], value) for model in models):
+    for name, value in fixed[0].items():
+        if not all(torch.equal(own[name], value) for own in fixed):
             raise ValueError(
                 f"{name!r}, which is not trained, differs between members, and they share all that "
                 "is no weight: make it alike, whatever the seed, or fit models one by one and pool "
@@ -333,18 +329,12 @@ def _members(models: list[MDN]) -> Members:
 # -- one by one -----------------------------------------------------------------------------------
 
 
-def _alone(member: Member, own: Ready, stop: Stop, how: Approximation | None) -> Fit:
-    """Train one member by itself."""
-    if how is None:
-        return fit_weights(member.model, own, stop)
-    alone, first = plain(member.model), first_plan(own.plan, None)
-    return fit_guide(member.model, alone, own, stop, how=how, first=first)
-
-
 def _one_by_one(crew: list[Member], stop: Stop, how: Approximation) -> Fit:
     each = []
     for member in crew:
-        each.append(_alone(member, member.own, stop, how))
+        own = member.own
+        alone, first = plain(member.model), first_plan(own.plan, None)
+        each.append(fit_guide(member.model, alone, own, stop, how=how, first=first))
         if stop.requested:
             break
     said = tuple(dict.fromkeys(text for one in each for text in one.diagnostics))

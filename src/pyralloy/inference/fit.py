@@ -26,6 +26,7 @@ from pyralloy.mixture import Mixture
 from pyralloy.model import MDN
 from pyralloy.networks import evaluating
 from pyralloy.persistence import describe
+from pyralloy.seeds import another
 
 __all__ = ["KIND", "Fit"]
 
@@ -171,7 +172,7 @@ class Fit:
         parts = []
         for each in self._chunks(x, draws, seed):
             # Not the seed that drew the weights: noise and weights must not share their numbers.
-            generator = torch.Generator(each.logits.device).manual_seed(_other(seed, len(parts)))
+            generator = torch.Generator(each.logits.device).manual_seed(another(seed, len(parts)))
             parts.append(each.sample(generator=generator))  # (S, N', ...)
         return torch.cat(parts, 1)
 
@@ -282,7 +283,7 @@ class Fit:
             x,
             y,
             sample_stats=stats,
-            seed=_other(seed, 0),
+            seed=another(seed, 0),
             attrs={"temperature": self.temperature},
         )
 
@@ -379,7 +380,3 @@ def _named(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _require_draws(draws: int, seed: int) -> None:
     integer("draws", draws)
     integer("seed", seed, 0)
-
-
-def _other(seed: int, part: int) -> int:
-    return (seed * 1_000_003 + part * 7919 + 0x5BD1E995) % 2**63

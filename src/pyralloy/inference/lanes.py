@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from pyralloy.inference.stretch import MOST_ROWS, gain, tried
 from pyralloy.inference.training import Plan
 from pyralloy.model import MDN
 from pyralloy.networks import evaluating
+from pyralloy.seeds import apart
 
 __all__ = ["Lanes"]
 
@@ -127,11 +128,8 @@ class Lanes:
 
     # -- what a program asks ----------------------------------------------------------------------
 
-    @contextmanager
-    def _aside(self) -> Iterator[None]:
-        device = self.weights.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            yield
+    def _aside(self) -> AbstractContextManager[None]:
+        return apart(self.weights.device)
 
     def _agrees(self, run: Callable[..., Tensor], tensors: tuple[Tensor, ...]) -> bool:
         """Say whether each lane's loss and gradient are those of Pyro's own ``Trace_ELBO``."""

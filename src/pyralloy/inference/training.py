@@ -122,10 +122,10 @@ def planned(
     patience: int | None,
     schedule: Schedule,
     stretch: bool,
-    clip: float | None,
     compile: bool | Literal["auto"],  # noqa: A002 - as torch spells it
     seed: int,
     progress: bool,
+    clip: float | None = None,
     callback: Callback | None = None,
 ) -> Plan:
     """Check how a caller wants to train, and plan it.
@@ -133,7 +133,7 @@ def planned(
     Raises:
         TypeError, ValueError: An argument of the wrong type or out of range.
     """
-    if compile not in (True, False, "auto"):
+    if compile is not True and compile is not False and compile != "auto":
         raise ValueError(f'compile={compile!r}: give True, False or "auto".')
     if stretch not in (True, False):
         raise ValueError(f"stretch={stretch!r}: give True or False.")
