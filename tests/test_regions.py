@@ -122,6 +122,19 @@ def test_needles_far_apart_and_needles_in_hay_are_all_found():
     ]
 
 
+def test_contains_takes_arrays_and_numbers_and_refuses_a_column():
+    ends = torch.tensor([[[-1.5, 1.5], [3.5, 4.5]]] * 3, dtype=F64)
+    region = Region(ends, 0.9, torch.zeros(3))
+    y = np.array([0.0, 2.2, 4.0])
+    assert region.contains(y).tolist() == [True, False, True]
+    assert region.contains([0, 2.2, 9]).tolist() == [True, False, False]
+    assert region.contains(4).tolist() == [True, True, True]
+    with pytest.raises(ValueError, match="squeeze"):
+        region.contains(y[:, None])
+    with pytest.raises(ValueError, match="does not broadcast"):
+        region.contains(y[:2])
+
+
 @given(seed=SEEDS, count=COUNTS, level=LEVELS)
 def test_contains_agrees_with_the_density_level(seed, count, level):
     m = random_mixture(seed, count, (4,))

@@ -291,6 +291,7 @@ def test_a_level_set_holds_its_level_of_fresh_draws(kind):
     assert "LevelSet(level=0.8" in repr(found)
     y = draws_of(m, 3)
     assert torch.equal(found.contains(y), m.log_prob(y) >= found.log_density)
+    assert torch.equal(found.contains(y.numpy()), found.contains(y))
 
 
 # -- from a network to a fit ----------------------------------------------------------------------

@@ -42,7 +42,7 @@ class LevelSet:
         """The shape (...) of the batch."""
         return self.log_density.shape
 
-    def contains(self, y: Tensor) -> Tensor:
+    def contains(self, y: Any) -> Tensor:
         """Tell which vectors lie inside.
 
         Args:

@@ -61,7 +61,7 @@ class Mixture(MixtureMeasures):
                 every value at every row; where arguments are validated, a value outside the
                 support.
         """
-        value = value if self.event_shape else self._values("y", value)
+        value = self._values("y", value)
         try:
             if self._validate_args:
                 self._validate_sample(value)

@@ -164,6 +164,8 @@ class MixtureParts(dist.MixtureSameFamily):
             )
 
     def _values(self, name: str, values: Any) -> Tensor:
+        if self.event_shape:  # what fits is for the validation of samples to say
+            return values if isinstance(values, Tensor) else self.logits.new_tensor(values)
         return beside(name, values, self.batch_shape, self.logits)
 
     def _over_rows(self, function: Callable[[Tensor, Any, Tensor], Tensor], y: Tensor) -> Tensor:

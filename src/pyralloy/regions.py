@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyralloy.checks import probability
+from pyralloy.checks import beside, probability
 from pyralloy.circle import close, cut_open
 from pyralloy.families import map_parameters, wrap
 from pyralloy.integers import integer_mass_above, integer_modes, integer_region
@@ -67,7 +68,7 @@ class Region:
         """The shape (...) of the batch."""
         return self.intervals.shape[:-2]
 
-    def contains(self, y: Tensor) -> Tensor:
+    def contains(self, y: Any) -> Tensor:
         """Tell which values lie inside, ends included.
 
         Args:
@@ -75,7 +76,11 @@ class Region:
 
         Returns:
             Booleans of the broadcast shape; False where ``y`` is NaN.
+
+        Raises:
+            ValueError: A shape that does not fit; a column (N, 1) beside N rows.
         """
+        y = beside("y", y, self.batch_shape, self.intervals)
         lower, upper = self.intervals.unbind(-1)  # (..., R)
         if self.integer:
             y = torch.where(y == y.round(), y, math.nan)
