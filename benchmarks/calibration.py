@@ -153,13 +153,13 @@ def main():
     if given.case:
         cost(given.case)
         return
+    if given.only != "real":
+        costs()  # first: a process starts from the peak of the one that starts it
     if given.only != "cost":
         if given.data.is_dir():
             real(given.data)
         else:
             print(f"no data in {given.data}: set PYRALLOY_DATA, or --data")
-    if given.only != "real":
-        costs()
 
 
 if __name__ == "__main__":
