@@ -2,6 +2,7 @@
 
     python benchmarks/real_data.py [--splits 20] [--sets motorcycle geyser] [--data FOLDER]
                                    [--methods single ensemble ngboost lightgbm gp kde]
+                                   [--figure FILE]
 
 `MDNRegressor()` as it comes and its ensemble of ten, beside rivals fitted to the same rows, each as
 it comes too: NGBoost, quantiles of LightGBM, the Gaussian process of scikit-learn (as in `uci.py`),
@@ -9,8 +10,9 @@ and a conditional kernel estimate, whose two bandwidths have the best leave-one-
 likelihood. One that is not installed is left out. Random splits, 80 to 20.
 
 Of each the mean held-out CRPS in y's units, smaller is better, and its difference to `ensemble`,
-paired by split, with a standard error. Data are looked for in $PYRALLOY_DATA, by default
-../shared/data beside the repository.
+paired by split, with a standard error. `--figure` draws the ensemble on the first split of
+each set in place of the comparison, with the rows it has not seen. Data are looked for in
+$PYRALLOY_DATA, by default ../shared/data beside the repository.
 """
 
 import argparse
@@ -82,16 +84,27 @@ def kde(x, y, x_test, _seed):
     )
 
 
+#: What a figure says of each: a title, x and y.
+TITLES = {
+    "motorcycle": ("motorcycle: a head in a crash", "time (ms)", "acceleration (g)"),
+    "geyser": ("Old Faithful", "wait before (min)", "eruption (min)"),
+    "engel": ("Engel", "income (francs a year)", "food expenditure (francs a year)"),
+    "photoz": ("photometric redshift", "predicted median", "redshift"),
+}
 METHODS = {name: OTHERS[name] for name in ("single", "ensemble", "ngboost", "lightgbm", "gp")}
 METHODS["kde"] = kde
+
+
+def divide(y, split):
+    """Give the rows that a split keeps to judge by, and those to fit."""
+    return np.split(np.random.default_rng(split).permutation(len(y)), [round(0.2 * len(y))])
 
 
 def compare(x, y, methods, splits):
     """Give the held-out CRPS of each method on each split."""
     found = {method: [] for method in methods}
     for split in range(splits):
-        order = np.random.default_rng(split).permutation(len(y))
-        out, kept = np.split(order, [round(0.2 * len(y))])
+        out, kept = divide(y, split)
         for method in methods:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of copies in the data, of kernels at their bounds
@@ -100,16 +113,75 @@ def compare(x, y, methods, splits):
     return {method: np.array(values) for method, values in found.items()}
 
 
+def draw(file, names, data):
+    """Draw the ensemble on the first split of each set, with the rows it has not seen."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(2, 2, figsize=(10, 8), layout="constrained")
+    for ax, name in zip(axes.flat, names, strict=False):
+        x, y = SETS[name](data)
+        out, kept = divide(y, 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of copies in the data
+            mdn = pa.MDNRegressor(members=10, random_state=0).fit(x[kept], y[kept])
+        if x.shape[1] == 1:
+            draw_curve(ax, mdn, x, y)
+            pa.plot.data(x[kept], y[kept], ax=ax, size=4, color="0.35", label="rows fitted")
+            at = x[out]
+        else:
+            at = draw_regions(ax, mdn.predict_density(x[out]))
+        pa.plot.data(at, y[out], ax=ax, size=9, alpha=0.7, color="#0072b2", label="rows held out")
+        inside = mdn.predict_density(x[out]).highest_density_region(0.9).contains(y[out])
+        held = f"90 % regions hold {inside.double().mean():.0%} of {len(out):,} rows held out"
+        ax.set(title=f"{TITLES[name][0]}\n{held}", xlabel=TITLES[name][1], ylabel=TITLES[name][2])
+    for ax in axes.flat[len(names) :]:
+        ax.remove()
+    marks = {
+        label: mark
+        for ax in figure.axes
+        for mark, label in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=3, frameon=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=100)
+    print(f"drawn: {file}")
+
+
+def draw_curve(ax, mdn, x, y):
+    """Draw a density over its one input."""
+    margin = 0.05 * np.ptp(y)
+    across = np.linspace(x.min(), x.max(), 300)
+    up = np.linspace(y.min() - margin, y.max() + margin, 300)
+    pa.plot.density(across, up, mdn.predict_density(across[:, None]), ax=ax, colorbar=False)
+
+
+def draw_regions(ax, density):
+    """Draw the regions of forty rows over their predicted medians, and give all the medians."""
+    median = density.quantile(0.5)
+    some = median.argsort()[:: -(-len(median) // 40)]
+    region = density[some].highest_density_region(0.9)
+    for at, row in zip(median[some].tolist(), region.intervals.tolist(), strict=True):
+        for ends in row:
+            ax.plot([at, at], ends, color="0.1", lw=1.2, zorder=3)
+    ax.plot([], [], color="0.1", lw=1.2, label="90 % regions of forty of them")
+    ax.axline((0, 0), slope=1, color="0.5", lw=0.8, ls="--")
+    return median
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--data", type=Path, default=os.environ.get("PYRALLOY_DATA", DATA))
+    parser.add_argument("--figure", type=Path, help="draw, and compare nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if not options.data.is_dir():
         print(f"skipped: no data at {options.data}; set PYRALLOY_DATA to their folder.")
+        return 0
+    if options.figure:
+        draw(options.figure, options.sets, options.data)
         return 0
     methods = [m for m in options.methods if importlib.util.find_spec(NEEDS.get(m, "numpy"))]
     for name in options.sets:
