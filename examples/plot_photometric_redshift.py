@@ -39,7 +39,7 @@ def inputs(magnitude):
     return torch.cat([-magnitude.diff(dim=1), magnitude[:, 2:3]], 1)
 
 
-(m, z), (m_held, z_held), (m_new, z_new) = draw(4000, 0), draw(500, 1), draw(1500, 2)
+(m, z), (m_held, z_held), (m_new, z_new) = draw(4000, 0), draw(1500, 1), draw(1500, 2)
 trunk = pa.networks.MLP(5, hidden=(64, 64))
 head = pa.MixtureHead(trunk.out_features, components=6)
 fit = pa.fit(pa.MDN(trunk, head), inputs(m), z, max_steps=2500, progress=False)
@@ -52,7 +52,7 @@ report = calibration.report(density, z_new, inputs(m_new), names=["u-g", "g-r", 
 print(report.verdict)
 
 # %%
-# Conformal regions, whose level is adjusted on 500 others, hold what they say even if it is not.
+# Conformal regions, whose level is adjusted on 1,500 others, hold what they say even if it is not.
 
 regions = conformal.calibrate(fit.density(inputs(m_held)), z_held, level=0.9)
 region = regions.region(density)
