@@ -129,8 +129,9 @@ def narrow(models: Sequence[MDN], held_out: Sequence[Rows], generator: torch.Gen
     Each member's widths allow for the error of its own locations. In a pool that error shows once
     more, as members disagree: its entropy exceeds theirs by the disagreement :math:`I`, the mean
     Kullback-Leibler divergence of a member from the pool, where it should be less by as much, since
-    the pool's locations are better. So all widths are multiplied by :math:`e^{-2 I}`, exact for
-    Normal members that disagree a little.
+    the pool's locations are better. Of Normal members the disagreement has :math:`v = e^{2 I} - 1`
+    times the variance of one of them, and the variance of each should be less by twice that. So all
+    widths are multiplied by :math:`e^{-v}`, which is exact where v is small, and above zero.
 
     At a row that one member has held out, those that were trained on it agree more than they would
     at a new row, and that one with them less: I is taken as the mean of the two.
@@ -157,7 +158,7 @@ def narrow(models: Sequence[MDN], held_out: Sequence[Rows], generator: torch.Gen
                 gaps.append(float(weighted_mean(gap, *weights)))
         held = gaps.pop(lane)
         total += (held + sum(gaps) / len(gaps)) / 2
-    amount = max(-2.0 * max(total / len(models), 0.0), LEAST)
+    amount = max(-math.expm1(2.0 * max(total / len(models), 0.0)), LEAST)
     for model in models:
         model.head.stretch(amount)
     return amount
