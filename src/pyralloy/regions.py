@@ -7,6 +7,7 @@ density is monotone, so every crossing of a threshold is bracketed, however narr
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,13 +21,15 @@ from pyralloy.checks import beside, probability
 from pyralloy.circle import close, cut_open
 from pyralloy.families import map_parameters, wrap
 from pyralloy.integers import integer_mass_above, integer_modes, integer_region
-from pyralloy.landscape import Landscape, landscape, lay_out
+from pyralloy.landscape import landscape, lay_out
 from pyralloy.table import MAX_STEPS, Table
+from pyralloy.thresholds import find_region, held_above
 
 __all__ = ["Region", "highest_density", "mass_above", "modes"]
 
-#: How far the mass of a region may be from its level.
-_MASS_TOLERANCE = 1e-8
+#: How far from its first guess, in nats, a threshold is looked for, and for how many steps, before
+#: the whole density is: all but a few rows in a hundred are done by then.
+_FIRST_LOOK = (0.5, 7)
 
 
 @dataclass(frozen=True)
@@ -152,9 +155,13 @@ def highest_density(table: Table, level: float) -> Region:
             ends = _join(runs, table.weights)
             return Region(ends, level, thresholds.to(table.weights.dtype), integer=True)
         opened, turn = cut_open(table)
-        parts = [_region(part, level) for part in _parts(opened)]
-        thresholds = torch.cat([turn.new_empty(0), *(t for _, t in parts)]).to(table.weights.dtype)
-        ends, circular = _join([e for e, _ in parts], opened.weights), table.family.support.circular
+        ends, thresholds, left = _regions(opened, level, *_FIRST_LOOK)
+        if len(left) > 0:
+            more, thresholds[left], _ = _regions(opened.take(left), level, math.inf, MAX_STEPS)
+            ends = _widen(ends, more.shape[1])
+            ends[left] = _widen(more, ends.shape[1])
+        thresholds = thresholds.to(table.weights.dtype)
+        circular = table.family.support.circular
         ends = (close(ends, turn) if circular else ends).to(table.weights.dtype)
     return Region(ends, level, thresholds, circular)
 
@@ -232,14 +239,19 @@ def _wide(table: Table) -> Table:
 def _parts(table: Table) -> list[Table]:
     """Split into parts of moderate memory, in float64."""
     wide = _wide(table)
-    return [wide.take(part) for part in wide.chunks(4 * wide.weights.shape[1])]
+    return [wide.take(part) for part in wide.chunks(8 * wide.weights.shape[1])]
 
 
 def _join(parts: list[Tensor], like: Tensor) -> Tensor:
     """Join parts (M', R', 2) to (M, R, 2), padded with NaN, in the dtype of ``like``."""
     width = max([1, *(part.shape[1] for part in parts)])
-    wide = [F.pad(part, (0, 0, 0, width - part.shape[1]), value=math.nan) for part in parts]
-    return torch.cat([like.new_empty(0, width, 2), *(part.to(like.dtype) for part in wide)])
+    wide = [_widen(part, width).to(like.dtype) for part in parts]
+    return torch.cat([like.new_empty(0, width, 2), *wide])
+
+
+def _widen(part: Tensor, width: int) -> Tensor:
+    """Pad (M, R', 2) with NaN to at least (M, width, 2)."""
+    return F.pad(part, (0, 0, 0, max(0, width - part.shape[1])), value=math.nan)
 
 
 def _modes(table: Table) -> Tensor:
@@ -250,51 +262,18 @@ def _modes(table: Table) -> Tensor:
     return found.gather(1, order[..., None].expand(-1, -1, 2))
 
 
-# -- the threshold --------------------------------------------------------------------------------
-
-
-def _region(table: Table, level: float) -> tuple[Tensor, Tensor]:
-    """Find intervals (M, R, 2) and the log density (M,) at their ends."""
-    land, threshold = landscape(table), torch.full_like(table.weights[:, 0], math.nan)
-    value = land.points[..., 1]
-    low = torch.where(value.isfinite(), value, math.inf).amin(-1)
-    high = torch.where(value.isfinite(), value, -math.inf).amax(-1)
-    t = _first_threshold(land, level).clamp(low, high)
-    rows = t.isfinite().nonzero()[:, 0]
-    t, low, high = t[rows], low[rows], high[rows]
-    lines, before = torch.full_like(land.points[:, 1:], math.nan), torch.full_like(t, math.inf)
-    done_rows, done_ends = [], []
-    for step in range(MAX_STEPS):
-        if rows.numel() == 0:
-            break
-        owner, y, slope = _crossings(table, land, rows, t, lines)
-        mass = _held(table, rows, owner, y)
-        pull = torch.zeros_like(t).index_add(0, owner, t.exp()[owner] / slope.abs())
-        gap = mass - level
-        low, high = torch.where(gap >= 0, t, low), torch.where(gap < 0, t, high)
-        # A density that is flat at the threshold has no exact answer: take the larger region.
-        stuck = high - low <= 4 * torch.finfo(t.dtype).eps * (1 + t.abs())
-        done = (gap.abs() <= _MASS_TOLERANCE) | (stuck & (gap >= 0)) | (step == MAX_STEPS - 1)
-        threshold[rows[done]] = t[done]
-        done_rows.append(rows[owner[done[owner]]][::2])
-        done_ends.append(y[done[owner]].reshape(-1, 2))
-        new = t + gap / pull
-        safe = (new > low) & (new < high) & (gap.abs() < 0.5 * before)
-        new = torch.where(safe, new, ((low + high) / 2).clamp(t - 2, t + 2))
-        new = torch.where(stuck, low, new)
-        rows, t, low, high, before = (v[~done] for v in (rows, new, low, high, gap.abs()))
-    if not done_rows:
-        return value.new_full((len(table), 1, 2), math.nan), threshold
-    owner, ends = torch.cat(done_rows), torch.cat(done_ends)
-    order = owner.argsort(stable=True)
-    return lay_out(owner[order], ends[order], len(table), math.nan), threshold
-
-
-def _held(table: Table, rows: Tensor, owner: Tensor, y: Tensor) -> Tensor:
-    """Add up the masses between crossings ``y`` (Q,), which take turns, of ``rows`` (M',)."""
-    cdf = table.take(rows[owner]).cdf(y).reshape(-1, 2)
-    none = torch.zeros(len(rows), dtype=y.dtype, device=y.device)
-    return none.index_add(0, owner[::2], cdf[:, 1] - cdf[:, 0])
+def _regions(table: Table, level: float, reach: float, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Find intervals (M, R, 2), log densities (M,) at their ends, and the rows not done."""
+    parts = _parts(table)
+    found = [find_region(part, level, reach, steps) for part in parts]
+    none = table.weights.new_empty(0, dtype=torch.float64)
+    starts = itertools.accumulate((len(part) for part in parts), initial=0)
+    left = [start + rows for start, (_, _, rows) in zip(starts, found, strict=False)]
+    return (
+        _join([ends for ends, _, _ in found], none),
+        torch.cat([none, *(threshold for _, threshold, _ in found)]),
+        torch.cat([none.to(torch.int64), *left]),
+    )
 
 
 def _mass_above(table: Table, threshold: Tensor) -> Tensor:
@@ -302,46 +281,5 @@ def _mass_above(table: Table, threshold: Tensor) -> Tensor:
     held = torch.where(known.isnan(), math.nan, (threshold == -math.inf).to(threshold))
     rows = known.isfinite().nonzero()[:, 0]
     if len(rows) > 0:
-        table, t = table.among(rows), threshold[rows]
-        land = landscape(table)
-        lines, every = torch.full_like(land.points[:, 1:], math.nan), torch.arange(len(rows))
-        owner, y, _ = _crossings(table, land, every.to(rows.device), t, lines)
-        held[rows] = _held(table, every.to(rows.device), owner, y).clamp(0.0, 1.0)
+        held[rows] = held_above(table.among(rows), threshold[rows])
     return held
-
-
-def _first_threshold(land: Landscape, level: float) -> Tensor:
-    """Guess the log density (M,) above which the level lies, by the trapezoidal rule."""
-    y, value = land.points.unbind(-1)
-    left, right = value[:, :-1], value[:, 1:]
-    least = torch.minimum(left, right)
-    # At a pole the higher end says nothing of the mass between.
-    ratio = ((torch.maximum(left, right) - least).clamp_max(4.0)).exp()
-    mass = least.exp() * (1 + ratio) / 2 * y.diff(dim=-1)
-    mass = torch.where(mass.isfinite(), mass, 0.0)  # (M, P - 1)
-    height = ((left + right) / 2).nan_to_num(-math.inf, math.inf)
-    height, order = height.sort(-1, descending=True)
-    above = mass.gather(1, order).cumsum(-1)
-    goal = level * above[:, -1:]
-    place = torch.searchsorted(above, goal).clamp(1, height.shape[1] - 1)
-    (m0, m1), (t0, t1) = ((v.gather(1, place - 1), v.gather(1, place)) for v in (above, height))
-    guess = t0 + (t1 - t0) * ((goal - m0) / (m1 - m0)).clamp(0, 1)
-    return torch.where(guess.isfinite(), guess, t1)[:, 0] + 0.0 * y[:, 0]
-
-
-def _crossings(
-    table: Table, land: Landscape, rows: Tensor, t: Tensor, lines: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Find where the log density of ``rows`` crosses ``t``: owners (Q,), locations and slopes.
-
-    The owners index ``rows`` and are sorted; crossings upwards and downwards take turns.
-    ``lines`` (M, P - 1, 2) keeps the tangent of each cell once crossed, for the next guess.
-    """
-    above = land.points[rows, :, 1] > t[:, None]
-    owner, cell = (above[:, 1:] != above[:, :-1]).nonzero(as_tuple=True)
-    row = rows[owner]
-    (a, value_a), (b, value_b) = (land.points[row, cell + i].unbind(-1) for i in (0, 1))
-    goal, (start, rate) = t[owner], lines[row, cell].unbind(-1)
-    y, slope = table.crossing(row, goal, (a, b), (value_a, value_b), start + rate * goal)
-    lines[row, cell] = torch.stack([y - goal / slope, 1 / slope], -1)
-    return owner, y, slope

@@ -25,9 +25,11 @@ CHUNK = 1 << 18
 #: Where landmarks lie, in standard units; uneven, lest one be a stationary point of the density.
 UNITS = (0.03, 0.57, 1.13, 1.79, 2.57, 3.73, 5.53, 9.03)
 
-#: How far from a threshold the log density may be where it crosses, and how much mass may lie
-#: between; and a bound on the steps, of which 3 to 6 are usual.
-CROSSING_TOLERANCE, MAX_STEPS = 1e-11, 200
+#: The same for Normals, whose flanks hide least; the last of all at both ends of a row only.
+NORMAL_UNITS = (0.03, 0.9, 1.8, 3.0, 5.5)
+
+#: A bound on the steps of Newton's method, of which 3 to 6 are usual.
+MAX_STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ class Table:
         ends: tuple[Tensor, Tensor],
         values: tuple[Tensor, Tensor],
         guess: Tensor,
+        tolerance: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Solve ``log p(y) = t`` in brackets where the density is monotone.
 
@@ -153,6 +156,8 @@ class Table:
             ends: The brackets, (Q,) each; one of no width is its own answer.
             values: Log densities at the ends.
             guess: Where to start, (Q,); interpolated where that is outside or NaN.
+            tolerance: How far the log density may be from ``t``, and how much mass may lie
+                between, (Q,).
 
         Returns:
             The solutions and the slopes of the log density there, (Q,) each; the slope is infinite
@@ -167,7 +172,7 @@ class Table:
             gap, slope = at.value - goal, at.first
             left_over = (at.second / 2 * (gap / slope).square()).abs()
             mass = left_over / slope.abs() * goal.exp()
-            return gap, slope, torch.maximum(left_over, mass) <= CROSSING_TOLERANCE
+            return gap, slope, torch.maximum(left_over, mass) <= tolerance[which]
 
         return newton(gap, ends, guess, rise > 0)
 
@@ -289,8 +294,11 @@ def landmarks(component: Any) -> Tensor:
 
 @landmarks.register
 def _(component: td.Normal) -> Tensor:
-    units = torch.tensor([-u for u in UNITS[1:]] + list(UNITS)).to(component.loc)
-    return (component.loc[..., None] + component.scale[..., None] * units).flatten(1)
+    loc, scale = component.loc, component.scale
+    units = torch.tensor([-u for u in NORMAL_UNITS[1:]] + list(NORMAL_UNITS)).to(loc)
+    points, far = (loc[..., None] + scale[..., None] * units).flatten(1), UNITS[-1] * scale
+    ends = (loc - far).amin(1, keepdim=True), (loc + far).amax(1, keepdim=True)
+    return torch.cat([points, *ends], 1)
 
 
 @landmarks.register
