@@ -124,14 +124,15 @@ def draw(file, names, data):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of copies in the data
             mdn = pa.MDNRegressor(members=10, random_state=0).fit(x[kept], y[kept])
+        density = mdn.predict_density(x[out])
         if x.shape[1] == 1:
             draw_curve(ax, mdn, x, y)
             pa.plot.data(x[kept], y[kept], ax=ax, size=4, color="0.35", label="rows fitted")
             at = x[out]
         else:
-            at = draw_regions(ax, mdn.predict_density(x[out]))
+            at = draw_regions(ax, density)
         pa.plot.data(at, y[out], ax=ax, size=9, alpha=0.7, color="#0072b2", label="rows held out")
-        inside = mdn.predict_density(x[out]).highest_density_region(0.9).contains(y[out])
+        inside = density.highest_density_region(0.9).contains(y[out])
         held = f"90 % regions hold {inside.double().mean():.0%} of {len(out):,} rows held out"
         ax.set(title=f"{TITLES[name][0]}\n{held}", xlabel=TITLES[name][1], ylabel=TITLES[name][2])
     for ax in axes.flat[len(names) :]:
