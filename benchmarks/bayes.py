@@ -80,16 +80,16 @@ METHODS = {
     "mean-field, last layer": by(AutoNormal, priors.LastLayer()),
     "laplace, last layer, small": by(AutoLaplaceApproximation, priors.LastLayer(), SMALL),
 }
-FEW = METHODS | {"nuts, small": chains(SMALL, warmup=200, draws=200, depth=6)}
+FEW = METHODS | {
+    "ensemble of 5": members(5),
+    "nuts, small": chains(SMALL, warmup=200, draws=200, depth=6),
+}
 REFERENCE = METHODS | {
     "mean-field, T = 0.3": by(AutoNormal, priors.FanIn(), temperature=0.3),
     "mean-field, last layer, long": by(AutoNormal, priors.LastLayer(), max_steps=5000),
 }
-COST = METHODS | {
-    "full Normal, small": by(AutoMultivariateNormal, priors.FanIn(), SMALL),
-    "ensemble of 5": members(5),
-    "nuts, small": FEW["nuts, small"],
-}
+COST = METHODS | {"full Normal, small": by(AutoMultivariateNormal, priors.FanIn(), SMALL)}
+COST |= {name: FEW[name] for name in ("ensemble of 5", "nuts, small")}
 PROBLEMS = {
     "few": (100, 5_000, FEW),
     "reference": (2500, 100_000, REFERENCE),

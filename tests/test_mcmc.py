@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conjugate import conjugate_model, conjugate_rows, exact_posterior
+from conjugate import NOISE, conjugate_model, conjugate_rows, exact_posterior
 
 import pyralloy as pa
 from pyralloy import priors
@@ -65,25 +65,42 @@ def test_the_captured_gradient_is_that_of_the_potential(prior):
         captured.aim(potential.start)
         u = 0.3 * torch.randn(len(potential.start), generator=torch.Generator().manual_seed(0))
         energy, gradient = captured.evaluate(u)
-        vector = (potential.start + whitened.root @ u).requires_grad_()
+        vector = (potential.start + whitened.sizes * u).requires_grad_()
         exact = potential(vector)
         (slope,) = torch.autograd.grad(exact, vector)
     assert torch.allclose(energy, exact, rtol=1e-5)
-    assert torch.allclose(gradient, whitened.root.mT @ slope, rtol=1e-3, atol=1e-4)
+    assert torch.allclose(gradient, whitened.sizes * slope, rtol=1e-3, atol=1e-4)
 
 
-def test_whitening_makes_the_curvature_one_where_the_posterior_is_normal():
-    x, y = conjugate_rows()
+@pytest.mark.parametrize("power", [0.5, 1.0])
+@pytest.mark.parametrize("how", ["counts", "temperature"])
+def test_sizes_are_those_of_a_posterior_that_is_normal(how, power):
+    """Squared gradients of rows add up to the curvature, times the residuals over the noise."""
+    x, y = conjugate_rows(5000)
     model = conjugate_model()
     model.x_scaling.fit(x)
     model.y_scaling.fit(y)
     z, t = model.x_scaling(x, torch.float32), model.y_scaling(y, torch.float32)
-    whitened = Whitened(Potential(model, z, t))
-    whitened.aim(whitened.centre.clone())
-    found = torch.autograd.functional.hessian(
-        lambda u: whitened(u, whitened.centre, whitened.root), torch.zeros_like(whitened.centre)
-    )
-    assert float((found - torch.eye(len(found))).abs().max()) < 1e-2
+    options = {"counts": torch.full((len(z),), power), "temperature": 1 / power}
+    potential = Potential(model, z, t, **{how: options[how]})
+    best = potential.minimise(potential.start)
+    residual = model.network(z, unpack(potential.sites, best)).mean - t
+    surplus = float(residual.square().mean()) / NOISE**2
+    curvature = torch.autograd.functional.hessian(potential, best).diagonal()
+    prior = potential.precision(best)
+    expected = (prior + surplus * (curvature - prior)).rsqrt()
+    assert torch.allclose(potential.sizes(best), expected, rtol=0.05)
+    assert float(curvature.max()) > 100 * float(curvature.min())
+
+
+@pytest.mark.parametrize("prior", [priors.FanIn(), priors.Hierarchical(), priors.LastLayer()])
+def test_sizes_are_the_priors_where_there_is_no_data(prior):
+    z = torch.linspace(-1.0, 1.0, 5)[:, None]
+    nothing = torch.zeros(5)
+    potential = Potential(make_model(prior=prior), z, z[:, 0].cos(), counts=nothing)
+    curvature = torch.autograd.functional.hessian(potential.prior, potential.start).diagonal()
+    expected = torch.maximum(curvature, potential.precision(potential.start)).rsqrt()
+    assert torch.allclose(potential.sizes(potential.start), expected, rtol=1e-4)
 
 
 # -- what a run is --------------------------------------------------------------------------------
@@ -182,7 +199,7 @@ def ranks_of_truth(simulations):
     t = torch.zeros(ROWS)
     potential = Potential(model, z, t)
     begin, ranks = potential.start.clone(), []
-    with mcmc._runtime():
+    with mcmc._runtime(torch.device("cpu")):
         slope = Captured(Whitened(potential), hasten=True)
         for seed in range(simulations):
             torch.manual_seed(seed)

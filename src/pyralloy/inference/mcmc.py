@@ -234,7 +234,7 @@ def _chain(
     for iteration in range(1, warmup + draws + 1):
         before = slope.calls
         values = kernel.sample(values)
-        vector = whitened.weights(values["u"].detach(), whitened.centre, whitened.root)
+        vector = whitened.weights(values["u"].detach(), whitened.centre, whitened.sizes)
         if iteration > warmup:
             kept.append(vector)
             steps.append(slope.calls - before)

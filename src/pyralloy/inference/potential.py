@@ -9,6 +9,7 @@ import torch
 from pyro.ops.hessian import hessian
 from torch import Tensor
 from torch.distributions import biject_to
+from torch.func import grad, vmap
 
 from pyralloy.inference.posterior import Site, unpack
 from pyralloy.model import MDN
@@ -17,6 +18,9 @@ __all__ = ["Potential"]
 
 #: Iterations of L-BFGS, and the gradient at which it is done.
 ITERATIONS, FLAT = 500, 1e-6
+
+#: Numbers of the gradients of single rows that are held at once.
+AT_ONCE = 10_000_000
 
 
 class Potential:
@@ -134,6 +138,46 @@ class Potential:
 
         descent.step(evaluate)
         return point.detach() if bool(point.isfinite().all()) else vector
+
+    def sizes(self, vector: Tensor) -> Tensor:
+        r"""Estimate how far each number may go from ``vector`` by itself, shape (P,).
+
+        .. math:: s_j = \Bigl(\lambda_j + \tfrac1T \sum_n c_n
+                  (\partial_j \log p(y_n \mid x_n, w))^2\Bigr)^{-1/2}
+
+        where :math:`\lambda` is the curvature of the prior: the diagonal of the empirical Fisher
+        information. Unlike that of the Hessian it is never negative, and it tells how much data
+        says of a weight even where, as at most places on the way of a chain, it is not the most
+        probable one.
+
+        Raises:
+            ValueError: As :meth:`precision`.
+        """
+        point, (z, t) = vector.detach(), self._rows
+
+        def likelihood(vector: Tensor, z: Tensor, t: Tensor) -> Tensor:
+            values = unpack(self.sites, vector)
+            density = self._model.network(z[None], {n: values[n] for n in self._given})
+            return density.log_prob(t[None]).sum()
+
+        each = vmap(grad(likelihood), in_dims=(None, 0, 0))
+        counts, told = z.new_ones(len(z)) if self._counts is None else self._counts, 0.0
+        rows = max(1, AT_ONCE // len(point))
+        for part in zip(z.split(rows), t.split(rows), counts.split(rows), strict=True):
+            told = told + part[2].to(point) @ each(point, *part[:2]).square()
+        prior = torch.maximum(self.precision(point), self._curvature_of_scales(point))
+        return (prior + told / self._temperature).rsqrt()
+
+    def _curvature_of_scales(self, vector: Tensor) -> Tensor:
+        """Give the curvature of the prior in the scales' numbers, and zero of the weights."""
+        point = vector.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(self.prior(point), point, create_graph=True)
+        found = torch.zeros_like(vector)
+        count = sum(s.shape.numel() for s in self.sites if s.name not in self._given)
+        for place in range(count):  # scales come first
+            (row,) = torch.autograd.grad(slope[place], point, retain_graph=True)
+            found[place] = row[place]
+        return found
 
     def root_covariance(self, vector: Tensor) -> Tensor:
         r"""Give a root A of the covariance of the Laplace approximation, :math:`A A^T = H^{-1}`.

@@ -14,44 +14,37 @@ from pyralloy.inference.potential import Potential
 
 __all__ = ["Captured", "Whitened"]
 
-#: Weights up to which the potential is whitened by a full matrix.
-DENSE = 2000
-
 
 class Whitened:
-    r"""A potential as a function of u, where :math:`w = m + A u`.
+    r"""A potential as a function of u, where :math:`w = m + s u`, number by number.
 
-    A is a root of the covariance of the Laplace approximation at m. Weights of a network have
-    scales that differ by factors of hundreds, and depend on each other; u hardly do, and a step
-    that suits one of them suits all. Of very many weights A is diagonal, from the prior.
+    Weights of a network differ in scale by factors of hundreds, as much as the data say of them; u
+    hardly do, and a step that suits one of them suits all. A chain that is whitened by the full
+    curvature at m instead, which is that of the one most probable place and not of where it goes,
+    takes steps of a third of the length.
 
     Attributes:
         potential: The function of w.
         centre: m, shape (P,).
-        root: A, shape (P, P), or (P,) for its diagonal.
+        sizes: s, shape (P,).
     """
 
     def __init__(self, potential: Potential) -> None:
         self.potential, self.centre = potential, potential.start
-        size = len(self.centre)
-        shape = (size, size) if size <= DENSE else (size,)
-        self.root = self.centre.new_zeros(shape)
+        self.sizes = torch.ones_like(self.centre)
 
     def aim(self, vector: Tensor) -> None:
         """Put the centre there, in place."""
         self.centre.copy_(vector)
-        if self.root.ndim > 1:
-            self.root.copy_(self.potential.root_covariance(vector))
-        else:
-            self.root.copy_(self.potential.precision(vector).rsqrt())
+        self.sizes.copy_(self.potential.sizes(vector))
 
-    def weights(self, u: Tensor, centre: Tensor, root: Tensor) -> Tensor:
+    def weights(self, u: Tensor, centre: Tensor, sizes: Tensor) -> Tensor:
         """Give w, shape (P,)."""
-        return centre + (root @ u if root.ndim > 1 else root * u)
+        return centre + sizes * u
 
-    def __call__(self, u: Tensor, centre: Tensor, root: Tensor) -> Tensor:
+    def __call__(self, u: Tensor, centre: Tensor, sizes: Tensor) -> Tensor:
         """Evaluate at u, shape (P,)."""
-        return self.potential(self.weights(u, centre, root))
+        return self.potential(self.weights(u, centre, sizes))
 
 
 class Captured:
@@ -68,15 +61,15 @@ class Captured:
     """
 
     def __init__(self, whitened: Whitened, *, hasten: bool) -> None:
-        def both(u: Tensor, centre: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+        def both(u: Tensor, centre: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
             u = u.detach().requires_grad_()
-            energy = whitened(u, centre, root)
+            energy = whitened(u, centre, sizes)
             (gradient,) = torch.autograd.grad(energy, u)
             return energy.detach(), gradient
 
         self.whitened, self.calls = whitened, 0
         origin = torch.zeros_like(whitened.centre)
-        arguments = (origin, whitened.centre, whitened.root)
+        arguments = (origin, whitened.centre, whitened.sizes)
         self._graph: Callable[..., tuple[Tensor, Tensor]] = make_fx(both)(*arguments)
         if hasten:
             self._graph = _compiled(self._graph, arguments)
@@ -93,7 +86,7 @@ class Captured:
     def evaluate(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Give energy and gradient."""
         with torch.no_grad():
-            return self._graph(u, self.whitened.centre, self.whitened.root)
+            return self._graph(u, self.whitened.centre, self.whitened.sizes)
 
 
 def _compiled(graph: Callable[..., Any], arguments: tuple[Tensor, ...]) -> Callable[..., Any]:
