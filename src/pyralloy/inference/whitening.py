@@ -19,9 +19,9 @@ class Whitened:
     r"""A potential as a function of u, where :math:`w = m + s u`, number by number.
 
     Weights of a network differ in scale by factors of hundreds, as much as the data say of them; u
-    hardly do, and a step that suits one of them suits all. A chain that is whitened by the full
-    curvature at m instead, which is that of the one most probable place and not of where it goes,
-    takes steps of a third of the length.
+    hardly do, and a step that suits one of them suits all. The full curvature at m would also tell
+    how they depend on each other, but only there: away from the one most probable place, where
+    chains spend their time, it misleads, and steps are less than half as long.
 
     Attributes:
         potential: The function of w.
