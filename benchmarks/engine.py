@@ -161,8 +161,8 @@ def one_step(rounds, device):
     times = statistics.median(stock / ours for stock, ours in pairs)
     print(f"Pyro's SVI / compiled at 32: {times:.1f} (asked >= 5)")
     kept &= times >= 5
-    times = [f"{statistics.median(found[size]['microseconds by hand']):,.0f}" for size in BATCHES]
-    print("microseconds a step by hand " + "".join(f"{t:>18}" for t in times))
+    by_hand = (statistics.median(found[size]["microseconds by hand"]) for size in BATCHES)
+    print("microseconds a step by hand " + "".join(f"{taken:>18,.0f}" for taken in by_hand))
     return kept
 
 

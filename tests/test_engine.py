@@ -106,13 +106,6 @@ def make_parts(name, dtype=F32, particles=1, **options):
     return Objective(model, guide, ROWS, elbo), FlatParameters(trained)
 
 
-@pytest.fixture
-def eager_costs_nothing(monkeypatch):
-    """Capture at the second call, as if the process had captured before."""
-    monkeypatch.setattr(program, "_PROCESS", program._Process(captured=True))
-    monkeypatch.setattr(program, "CAPTURE", 0.0)
-
-
 # -- the objective --------------------------------------------------------------------------------
 
 

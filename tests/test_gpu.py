@@ -125,12 +125,6 @@ def vectors(model):
     return torch.cat([p.detach().flatten().cpu() for p in model.parameters()])
 
 
-@pytest.fixture
-def eager_costs_nothing(monkeypatch):
-    monkeypatch.setattr(program, "_PROCESS", program._Process(captured=True))
-    monkeypatch.setattr(program, "CAPTURE", 0.0)
-
-
 def nll(fitted, draws=None):
     density = fitted.density(HELD.x) if draws is None else fitted.density(HELD.x, draws=draws)
     return -float(density.log_prob(HELD.y.to(density.logits.device)).mean())
