@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import pyralloy as pa
+from pyralloy.inference import diagnostics
 from pyralloy.inference.diagnostics import FitWarning
 from pyralloy.inference.recovery import Diverged, Recovery
 from pyralloy.inference.rows import Rows, copies, split
@@ -344,3 +345,13 @@ def test_the_density_in_place_of_a_weighted_fit_is_a_weighted_one():
             break
     assert "now is the density" in " ".join(fit.diagnostics)
     assert abs(float(fit.density(x[:1]).mean) - 0.7) < 0.15  # unweighted it is about 0
+
+
+def test_rows_drawn_by_weight_have_the_weighted_mean_and_keep_the_extremes() -> None:
+    count = 2 * diagnostics.MOST_WEIGHED + 1
+    y = torch.linspace(0.0, 1.0, count)
+    y[7] = 1e3  # one row far out, which evenly spaced ones pass by
+    drawn = diagnostics._by_weight(Rows(y[:, None], y, y.clamp_max(1.0)))
+    assert len(drawn) < count
+    assert abs(float(drawn[drawn <= 1.0].mean()) - 2 / 3) < 1e-3
+    assert (float(drawn.min()), float(drawn.max())) == (0.0, 1e3)

@@ -30,6 +30,9 @@ MOST_ROWS = 2_000
 #: Rows that marginal and model are compared on: their difference is then known to 0.01 nats.
 MOST_COMPARED = 10_000
 
+#: Rows that stand for all, where these have weights, so that no sum over all needs room.
+MOST_WEIGHED = 1_000_000
+
 #: Training rows that held-out rows are looked for among.
 MOST_MATCHED = 200_000
 
@@ -201,12 +204,16 @@ def _shares(rows: Rows) -> Tensor:
 
 
 def _by_weight(rows: Rows) -> Tensor:
-    """Give as many y as there are, each as often as its weight says."""
+    """Give y, each as often as its weight says: of many rows some, and the least and greatest."""
     if rows.weights is None:
         return rows.y
-    count, total = len(rows.y), rows.weights.to(torch.float64).cumsum(0)
-    places = (torch.arange(count, device=total.device) + 0.5) / count * total[-1]
-    return rows.y[torch.searchsorted(total, places).clamp_max(count - 1)]
+    _, y, weights = rows.spaced(MOST_WEIGHED).tensors()
+    total = weights.cumsum(0, dtype=torch.float64)
+    places = (torch.arange(len(y), device=total.device) + 0.5) / len(y) * total[-1]
+    found = y[torch.searchsorted(total, places).clamp_max(len(y) - 1)]
+    if len(y) < len(rows.y) and y.ndim == 1:
+        found = torch.cat([found, rows.y[torch.stack([rows.y.argmin(), rows.y.argmax()])]])
+    return found
 
 
 def _restarted(fit: Fit, nll: float) -> Fit:

@@ -143,7 +143,7 @@ def folds(
             )
             kept[out.long()] = False
             del order
-            yield kept.nonzero()[:, 0], out
+            yield kept.nonzero()[:, 0].to(short), out
 
 
 def _weights(weights: Any, y: Tensor) -> Tensor:
