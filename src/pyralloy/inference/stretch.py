@@ -22,6 +22,9 @@ LEAST, MOST = -1.0, 2.0
 #: Standard deviation of that logarithm before anything is seen, which few rows hardly move.
 BEFORE = 0.5
 
+#: Nats that a stretch must be worth, over all held-out rows: as much as one number gains by chance.
+WORTH = 1.0
+
 #: Standard errors by which the width of what is used is wider than the likeliest.
 ERRORS = 1.0
 
@@ -77,7 +80,8 @@ def stretch(model: MDN, held_out: Rows | None, members: int = 1) -> float:
     narrow loses more than one that is as much too wide. Of members that are pooled, each with rows
     of its own, it is the error of their mean. Networks of many weights and few rows are too sure of
     what they saw; where their best weights come early, they may also be less sure than they could
-    be.
+    be. Where the rows would gain less than one nat by it, of members less than their share of one,
+    as Akaike asks of a parameter more, widths stay as they are.
 
     Args:
         model: Trained by other rows; changed in place, where its components have widths at all.
@@ -89,6 +93,8 @@ def stretch(model: MDN, held_out: Rows | None, members: int = 1) -> float:
         The logarithm a of the number, 0 where nothing was done.
 
     References:
+        Akaike, H. (1974). A new look at the statistical model identification. IEEE Transactions on
+        Automatic Control 19. doi:10.1109/TAC.1974.1100705
         Levi, D., Gispan, L., Giladi, N., & Fetaya, E. (2022). Evaluating and calibrating
         uncertainty prediction in regression tasks. Sensors 22. doi:10.3390/s22155540
     """
@@ -98,13 +104,16 @@ def stretch(model: MDN, held_out: Rows | None, members: int = 1) -> float:
     with evaluating(model):
         features = model.trunk(x)
 
+        def loss(amount: Tensor) -> Tensor:
+            """Evaluate the negative logarithm of what is to be greatest, at ``amount`` (1,)."""
+            log_prob = model.head(features, amount.to(features)).log_prob(y)
+            total = (log_prob * weights[0] if weights else log_prob).sum(dtype=torch.float64)
+            return 0.5 * (amount / BEFORE).square().sum() - total
+
         def slope(amount: Tensor, _rows: Tensor | None = None) -> Tensor:
-            """Differentiate the negative logarithm of what is to be greatest, shape (1,)."""
             with torch.enable_grad():
                 leaf = amount.detach().requires_grad_()
-                log_prob = model.head(features, leaf.to(features)).log_prob(y)
-                total = (log_prob * weights[0] if weights else log_prob).sum(dtype=torch.float64)
-                return torch.autograd.grad(0.5 * (leaf / BEFORE).square().sum() - total, leaf)[0]
+                return torch.autograd.grad(loss(leaf), leaf)[0]
 
         ends = [torch.full((1,), v, dtype=torch.float64, device=y.device) for v in (LEAST, MOST)]
         low, high = (float(slope(end)) for end in ends)
@@ -114,7 +123,10 @@ def stretch(model: MDN, held_out: Rows | None, members: int = 1) -> float:
             amount = float(invert_monotone(slope, torch.zeros_like(ends[0]), *ends))
         else:
             amount = LEAST if low >= 0.0 else MOST
-        near = torch.full_like(ends[0], amount) + torch.tensor([[-0.01], [0.01]]).to(ends[0])
+        best = torch.full_like(ends[0], amount)
+        if loss(torch.zeros_like(best)) - loss(best) < WORTH / members:
+            return 0.0
+        near = best + torch.tensor([[-0.01], [0.01]]).to(ends[0])
         curvature = max(float(slope(near[1]) - slope(near[0])) / 0.02, BEFORE**-2)
         error = ERRORS / math.sqrt(members * curvature)
         amount += (1.0 - BEFORE**-2 / curvature) * error

@@ -141,8 +141,9 @@ def fit(
             last bits of two such fits may differ.
         stretch: Whether, in the end, the widths of all components are multiplied by one number,
             about the best on the held-out rows, a standard error on the wide side: networks of many
-            weights and few rows are too sure. Weights are then chosen by the density as it will be.
-            A guide has its posterior for that, and is left as it is.
+            weights and few rows are too sure. It must be worth a nat over all of these. Weights are
+            then chosen by the density as it will be. A guide has its posterior for that, and is
+            left as it is.
         initialise: Whether to draw the weights anew from ``seed`` and spread components over y (the
             weights of a trunk other than :class:`~pyralloy.networks.MLP` are left as they are);
             False goes on from the weights the model has.
