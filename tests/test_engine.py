@@ -16,11 +16,14 @@ from pyro.infer.autoguide import (
 )
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
 
 import pyralloy as pa
 from pyralloy.families import FAMILIES
 from pyralloy.inference import program
 from pyralloy.inference.engine import PART, Engine, adam
+from pyralloy.inference.graphs import pointwise, simplify
 from pyralloy.inference.objective import (
     FlatParameters,
     Objective,
@@ -342,6 +345,26 @@ def test_a_guide_whose_divergence_comes_into_force_is_captured(
     monkeypatch.setattr(program, "CAPTURE", math.inf)
     eager = run()
     assert all(torch.equal(captured[name], eager[name]) for name in eager)
+
+
+def test_products_with_a_side_of_one_are_written_for_a_compiler():
+    model = make_model(F64)
+    weights = {n: p.detach() for n, p in model.named_parameters()}
+
+    def loss(x, y, *values):
+        return -model.network(x, dict(zip(weights, values, strict=True))).log_prob(y).sum()
+
+    both = torch.func.grad_and_value(loss, argnums=tuple(range(2, 2 + len(weights))))
+    inputs = (*make_batch(50, F64), *weights.values())
+    with pyro_runtime():
+        graph = simplify(make_fx(both)(*inputs), inputs)
+    code, made = graph.code, pointwise(graph)
+    assert graph.code == code
+    products = [sum("mm" in str(n.target) for n in g.graph.nodes) for g in (graph, made)]
+    assert products == [5, 3]  # of the first layer: its output, and the gradient of its weights
+    ours, theirs = (pytree.tree_leaves(g(*inputs)) for g in (made, graph))
+    for found, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_graph_that_gives_something_else_is_refused(eager_costs_nothing):

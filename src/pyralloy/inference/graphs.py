@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.passes.shape_prop import ShapeProp
 
-__all__ = ["simplify"]
+__all__ = ["pointwise", "simplify"]
 
 ATEN = torch.ops.aten
 #: Operations that give their first argument back where the shape stays, or the number is neutral.
@@ -44,6 +45,42 @@ def simplify(graph: fx.GraphModule, tensors: tuple[Tensor, ...]) -> fx.GraphModu
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
+
+
+def pointwise(graph: fx.GraphModule) -> fx.GraphModule:
+    """Write products of matrices with a side of one as products of numbers, for a compiler.
+
+    It fuses these with what comes before and after, and so writes one array less of a number for
+    each row and unit; such products are those of the first layer where x has one column. Sums may
+    round otherwise.
+
+    Args:
+        graph: Simplified; it is not changed.
+
+    Returns:
+        Another graph.
+    """
+    made = fx.GraphModule(graph, copy.deepcopy(graph.graph))
+    for node in list(made.graph.nodes):
+        if node.target not in (ATEN.mm.default, ATEN.addmm.default) or node.kwargs:
+            continue
+        *bias, left, right = node.args
+        shared, columns = (side.meta["tensor_meta"].shape[-1] for side in (left, right))
+        with made.graph.inserting_before(node):
+            if shared == 1:
+                found = made.graph.call_function(ATEN.mul.Tensor, (left, right))
+            elif columns == 1:
+                turned = made.graph.call_function(ATEN.t.default, (right,))
+                each = made.graph.call_function(ATEN.mul.Tensor, (left, turned))
+                found = made.graph.call_function(ATEN.sum.dim_IntList, (each, [1], True))
+            else:
+                continue
+            for b in bias:
+                found = made.graph.call_function(ATEN.add.Tensor, (found, b))
+        node.replace_all_uses_with(found)
+        made.graph.erase_node(node)
+    made.recompile()
+    return made
 
 
 def _source(node: fx.Node) -> Any:

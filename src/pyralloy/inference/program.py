@@ -15,12 +15,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from getpass import getuser
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, fx
 
-from pyralloy.inference.graphs import simplify
+from pyralloy.inference.graphs import pointwise, simplify
 
 __all__ = ["GraphWarning", "Program"]
 
@@ -189,7 +189,8 @@ class Program:
         try:
             # The noise of the graph as captured, draw for draw.
             options: dict[str, Any] = {"fallback_random": True}
-            compiled = torch.compile(route.run, fullgraph=True, dynamic=False, options=options)
+            graph = pointwise(cast("fx.GraphModule", route.run))
+            compiled = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
             with self._aside(), _quiet():
                 compiled(*(t.clone() for t in tensors))
         except Exception as error:  # noqa: BLE001 - whatever fails, the graph itself can run
