@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,14 +22,10 @@ from pyralloy.circle import close, cut_open
 from pyralloy.families import map_parameters, wrap
 from pyralloy.integers import integer_mass_above, integer_modes, integer_region
 from pyralloy.landscape import landscape, lay_out
-from pyralloy.table import MAX_STEPS, Table
-from pyralloy.thresholds import find_region, held_above
+from pyralloy.table import Table
+from pyralloy.thresholds import FINDERS, held_above
 
 __all__ = ["Region", "highest_density", "mass_above", "modes"]
-
-#: How far from its first guess, in nats, a threshold is looked for, and for how many steps, before
-#: the whole density is: all but a few rows in a hundred are done by then.
-_FIRST_LOOK = (0.5, 7)
 
 
 @dataclass(frozen=True)
@@ -155,11 +151,14 @@ def highest_density(table: Table, level: float) -> Region:
             ends = _join(runs, table.weights)
             return Region(ends, level, thresholds.to(table.weights.dtype), integer=True)
         opened, turn = cut_open(table)
-        ends, thresholds, left = _regions(opened, level, *_FIRST_LOOK)
-        if len(left) > 0:
-            more, thresholds[left], _ = _regions(opened.take(left), level, math.inf, MAX_STEPS)
-            ends = _widen(ends, more.shape[1])
-            ends[left] = _widen(more, ends.shape[1])
+        left = torch.arange(len(opened), device=turn.device)
+        ends = turn.new_full((len(left), 1, 2), math.nan, dtype=torch.float64)
+        thresholds = ends[:, 0, 0].clone()
+        for find in FINDERS:
+            if len(left) > 0:
+                more, thresholds[left], again = _regions(opened.among(left), level, find)
+                ends = _widen(ends, more.shape[1])
+                ends[left], left = _widen(more, ends.shape[1]), left[again]
         thresholds = thresholds.to(table.weights.dtype)
         circular = table.family.support.circular
         ends = (close(ends, turn) if circular else ends).to(table.weights.dtype)
@@ -239,7 +238,7 @@ def _wide(table: Table) -> Table:
 def _parts(table: Table) -> list[Table]:
     """Split into parts of moderate memory, in float64."""
     wide = _wide(table)
-    return [wide.take(part) for part in wide.chunks(8 * wide.weights.shape[1])]
+    return [wide.take(part) for part in wide.chunks(wide.weights.shape[1])]
 
 
 def _join(parts: list[Tensor], like: Tensor) -> Tensor:
@@ -262,10 +261,12 @@ def _modes(table: Table) -> Tensor:
     return found.gather(1, order[..., None].expand(-1, -1, 2))
 
 
-def _regions(table: Table, level: float, reach: float, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+def _regions(
+    table: Table, level: float, find: Callable[[Table, float], tuple[Tensor, Tensor, Tensor]]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Find intervals (M, R, 2), log densities (M,) at their ends, and the rows not done."""
     parts = _parts(table)
-    found = [find_region(part, level, reach, steps) for part in parts]
+    found = [find(part, level) for part in parts]
     none = table.weights.new_empty(0, dtype=torch.float64)
     starts = itertools.accumulate((len(part) for part in parts), initial=0)
     left = [start + rows for start, (_, _, rows) in zip(starts, found, strict=False)]

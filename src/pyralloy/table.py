@@ -15,12 +15,15 @@ from torch import distributions as td
 from pyralloy.families import Family, family_of, map_parameters, wrap
 from pyralloy.normal_quantiles import normal_quantiles
 from pyralloy.numerics import invert_monotone
-from pyralloy.slopes import Slopes, ready
+from pyralloy.slopes import Ready, Slopes, ready
 
 __all__ = ["Table"]
 
 #: Elements of one intermediate (rows x components); small enough to stay in a core's cache.
 CHUNK = 1 << 18
+
+#: The same for slopes, which are made of more intermediates.
+SLOPES_CHUNK = 1 << 16
 
 #: Where landmarks lie, in standard units; uneven, lest one be a stationary point of the density.
 UNITS = (0.03, 0.57, 1.13, 1.79, 2.57, 3.73, 5.53, 9.03)
@@ -90,34 +93,43 @@ class Table:
 
         Scaled by ``p``, the slope keeps its sign where the density itself underflows.
         """
-        points, (mixed, values) = y.shape[1], self.ready
+        points = y.shape[1]
         # Components lead, (K, M, P): sums over them then run along whole vectors.
-        values = [v.T[..., None].contiguous() for v in values]
+        values = [v.T[..., None].contiguous() for v in self.ready.values]
         result = Slopes(*(torch.empty_like(y) for _ in range(3)))
-        across = max(1, CHUNK // self.weights.shape[1])
+        across = max(1, SLOPES_CHUNK // self.weights.shape[1])
         down = max(1, across // max(points, 1))
         for top in range(0, len(self), down):
             rows = slice(top, top + down)
             for left in range(0, points, across):
                 where = (rows, slice(left, left + across))
-                found = mixed([v[:, rows] for v in values], y[where], 0)
+                found = self.ready.slopes([v[:, rows] for v in values], y[where], 0)
                 for whole, piece in zip(result, found, strict=True):
                     whole[where] = piece
         return result
 
     def slopes_at(self, rows: Tensor, y: Tensor) -> Slopes:
         """Evaluate :meth:`slopes` at one point ``y`` (Q,) of each of ``rows`` (Q,)."""
-        mixed, values = self.ready
-        step = max(1, CHUNK // self.weights.shape[1])
-        found = [
-            mixed([v.index_select(0, part) for v in values], at[:, None], 1)
-            for part, at in zip(rows.split(step), y.split(step), strict=True)
-        ]
+        found = [self.ready.slopes(v, at, 1) for _, v, at in self._gathered(rows, y)]
         return Slopes(*(torch.cat(v) for v in zip(*found, strict=True)))
 
+    def at(self, rows: Tensor, y: Tensor) -> tuple[Slopes, Tensor]:
+        """Evaluate :meth:`slopes_at`, and the cdf (Q,) too."""
+        slopes, cdfs = [], []
+        for part, values, at in self._gathered(rows, y):
+            slopes.append(self.ready.slopes(values, at, 1))
+            cdfs.append(self.ready.cdf(self.weights.index_select(0, part), values, at))
+        return Slopes(*(torch.cat(v) for v in zip(*slopes, strict=True))), torch.cat(cdfs)
+
+    def _gathered(self, rows: Tensor, y: Tensor) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
+        """Go through ``rows`` and ``y`` (Q,) in chunks: what is ready of them, points (Q', 1)."""
+        step = max(1, SLOPES_CHUNK // self.weights.shape[1])
+        for part, at in zip(rows.split(step), y.split(step), strict=True):
+            yield part, [v.index_select(0, part) for v in self.ready.values], at[:, None]
+
     @cached_property
-    def ready(self) -> tuple[Callable[[list[Tensor], Tensor, int], Slopes], list[Tensor]]:
-        """What :meth:`slopes` is made of: a function, and what it is given of components (M, K)."""
+    def ready(self) -> Ready:
+        """What evaluates the slopes and the cdf, and what they are given of components (M, K)."""
         return ready(self.components, self.weights.log())
 
     def support(self) -> tuple[Tensor, Tensor]:
@@ -177,19 +189,20 @@ class Table:
         return newton(gap, ends, guess, rise > 0)
 
     def turning(
-        self, rows: Tensor, ends: tuple[Tensor, Tensor], slopes: tuple[Tensor, Tensor]
+        self, rows: Tensor, ends: tuple[Tensor, Tensor], rising: Tensor, guess: Tensor
     ) -> Tensor:
         """Solve ``(log p)'(y) = 0`` in brackets.
 
         Args:
             rows: Whose density is meant, shape (Q,).
             ends: The brackets, (Q,) each.
-            slopes: Slopes of the log density at the ends, of opposite signs.
+            rising: Whether the slope rises from below zero to above, (Q,).
+            guess: Where to start, (Q,).
 
         Returns:
             The solutions, (Q,).
         """
-        (a, b), (first_a, first_b) = ends, slopes
+        a, b = ends
         resolution = 1e-6 * (b - a)  # of a step, and so the square of it after the step
 
         def slope(y: Tensor, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -197,7 +210,7 @@ class Table:
             close = (at.first / at.second).abs() <= resolution[which]
             return at.first, at.second, close
 
-        return newton(slope, ends, a + (b - a) * (first_a / (first_a - first_b)), first_b > 0)[0]
+        return newton(slope, ends, guess, rising)[0]
 
     def landmarks(self) -> Tensor:
         """Place points (M, P) throughout each component, in its own units."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from pyralloy.landscape import Landscape, landscape, lay_out
+from pyralloy.cells import Cells
+from pyralloy.landscape import landscape, lay_out
+from pyralloy.sights import look, step, unseen
 from pyralloy.slopes import Slopes
-from pyralloy.table import Table
+from pyralloy.table import MAX_STEPS, Table
 
-__all__ = ["find_region", "held_above"]
+__all__ = ["FINDERS", "find_region", "find_region_surely", "held_above"]
 
 #: How far the mass of a region may be from its level.
 _MASS_TOLERANCE = 1e-8
@@ -22,46 +25,101 @@ _FINEST, _ROUGH = 1e-11, 1e-4
 #: Rows whose first guess is made at once, so that an intermediate stays in the cache.
 _GUESSED = 512
 
+#: How far from its guess, in nats, a threshold is looked for: the least, for each nat that the
+#: guess may be off, and the most. All but a few rows in a hundred are done in so many steps.
+_LEAST, _EACH, _MOST, _STEPS = 0.02, 4.0, 0.5, 10
 
-def find_region(
-    table: Table, level: float, reach: float, steps: int
-) -> tuple[Tensor, Tensor, Tensor]:
+
+def find_region(table: Table, level: float) -> tuple[Tensor, Tensor, Tensor]:
     """Find the smallest regions that hold ``level``, near a first guess of their thresholds.
+
+    Thresholds and crossings are found together: each step looks once at the crossings of which the
+    last sight does not tell enough, and moves the thresholds to where parabolas put them.
 
     Args:
         table: M densities, in float64.
         level: Probability inside.
-        reach: How far from the guess, in nats, a threshold is looked for.
-        steps: For how many steps of Newton's method; where ``reach`` is infinite, what the last
-            of them gives is taken.
 
     Returns:
         Intervals (M, R, 2), sorted and padded with NaN; thresholds (M,), NaN where there is none;
         and the rows that are not done.
     """
-    guessed: list[Tensor] = []
+    guesses: list[tuple[Tensor, Tensor]] = []
 
-    def window(y: Tensor, slopes: Slopes) -> tuple[Tensor, Tensor]:
-        given = (v.split(_GUESSED) for v in (y, slopes.value, slopes.first))
-        parts = [_first_threshold(a, b, c, level) for a, b, c in zip(*given, strict=True)]
-        guessed.append(torch.cat(parts))
-        return guessed[0] - reach, guessed[0] + reach
+    def window(part: slice, y: Tensor, slopes: Slopes) -> tuple[Tensor, Tensor]:
+        t = _first_threshold(y, slopes, level)
+        above = slopes.value > t[:, None]
+        cells = Cells.between(y, slopes, above[:, 1:] != above[:, :-1])
+        first = step(cells, look(table.take(part), cells, t, unseen(cells)), t, level)
+        move = (first.t - t).abs()
+        reach = _LEAST + _EACH * first.off + move
+        reach = torch.where(reach < _MOST, reach, _MOST)
+        t = torch.where(move < _MOST, first.t, t)
+        guesses.append((t, reach))
+        return t - reach, t + reach
 
-    land = landscape(table, window)
-    threshold = torch.full_like(guessed[0], math.nan)
-    rows = guessed[0].isfinite().nonzero()[:, 0]
-    low, high = _range(land.value[rows])
-    t = guessed[0][rows].clamp(low, high)
-    limits = [t - reach, t + reach]
-    lines, before = _no_lines(land), torch.full_like(t, math.inf)
-    done_rows, done_ends, left = [], [], []
-    for step in range(steps):
-        if rows.numel() == 0:
+    cells = landscape(table, window).cells
+    t, reach = (torch.cat(v) for v in zip(*guesses, strict=True))
+    known, threshold, guessed = t.isfinite(), torch.full_like(t, math.nan), t
+    low, high = torch.full_like(t, -math.inf), torch.full_like(t, math.inf)
+    seen, rows, found = unseen(cells), [], []
+    for _ in range(_STEPS):
+        crossed = cells.crossed(t.index_select(0, cells.rows))
+        which = crossed.nonzero()[:, 0]
+        now = cells.take(which)
+        sights = look(table, now, t, seen.take(which))
+        new = step(now, sights, t, level)
+        low, high = torch.where(new.up, t, low), torch.where(new.down, t, high)
+        safe = (new.t > low) & (new.t < high)
+        t = torch.where(safe, new.t, (low + high) / 2)
+        # Where a stationary point lies between the thresholds, there is more to cross, or less.
+        other = cells.crossed(t.index_select(0, cells.rows)) != crossed
+        done = new.exact & safe & (torch.bincount(cells.rows[other], minlength=len(t)) == 0)
+        threshold[done] = t[done]
+        ended = done[now.rows]
+        rows.append(now.rows[ended])
+        found.append(new.y[ended])
+        t = torch.where(done | ~((t - guessed).abs() <= reach), math.nan, t)
+        keep = (~t.isnan()).index_select(0, cells.rows).nonzero()[:, 0]
+        if len(keep) == 0:
+            break
+        cells, seen = cells.take(keep), seen.put(which, sights).take(keep)
+    left = (known & threshold.isnan()).nonzero()[:, 0]
+    return _intervals(torch.cat(rows), torch.cat(found), len(table)), threshold, left
+
+
+def find_region_surely(
+    table: Table, level: float, reach: float = math.inf
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Find what :func:`find_region` does, in brackets that always shrink.
+
+    Args:
+        table: M densities, in float64.
+        level: Probability inside.
+        reach: How far from its first guess, in nats, a threshold is looked for.
+
+    Returns:
+        As there; no row is left where ``reach`` is infinite.
+    """
+    guesses: list[Tensor] = []
+
+    def window(_: slice, y: Tensor, slopes: Slopes) -> tuple[Tensor, Tensor]:
+        guesses.append(_first_threshold(y, slopes, level))
+        return guesses[-1] - reach, guesses[-1] + reach
+
+    cells, t = landscape(table, window).cells, torch.cat(guesses)
+    known, limits = t.isfinite(), (t - reach, t + reach)
+    low, high = _range(cells, len(table))
+    t = torch.minimum(torch.maximum(t, low), high)  # NaN stays NaN, and crosses nothing
+    threshold, before = torch.full_like(t, math.nan), torch.full_like(t, math.inf)
+    found_rows, found = [], []
+    for last in [False] * (MAX_STEPS - 1) + [True]:
+        if bool(t.isnan().all()):
             break
         tolerance = (0.1 * before.square()).clamp(_FINEST, _ROUGH)
-        owner, y, slope = _crossings(table, land, rows, t, lines, tolerance)
-        mass = _held(table, rows, owner, y)
-        pull = torch.zeros_like(t).index_add(0, owner, t.exp()[owner] / slope.abs())
+        now, y, slope = _crossings(table, cells, t, tolerance)
+        mass, rows = _held(table, now, y, len(t)), now.rows
+        pull = torch.zeros_like(t).index_add(0, rows, t.exp()[rows] / slope.abs())
         gap = mass - level
         told = gap.abs() > 30 * tolerance  # by more than the errors of the crossings
         low = torch.where((gap >= 0) & told, t, low)
@@ -69,63 +127,67 @@ def find_region(
         # A density that is flat at the threshold has no exact answer: take the larger region.
         stuck = high - low <= 4 * torch.finfo(t.dtype).eps * (1 + t.abs())
         exact = (gap.abs() <= _MASS_TOLERANCE) & (tolerance <= 0.01 * _MASS_TOLERANCE)
-        done = exact | (stuck & (gap >= 0)) | (reach == math.inf and step == steps - 1)
+        done = ~t.isnan() & (exact | (stuck & (gap >= 0)) | last)
         new = t + gap / pull
-        last = torch.where(exact & new.isfinite(), new - t, 0.0)  # which costs nothing more
-        threshold[rows[done]] = (t + last)[done]
-        ended = done[owner]
-        done_rows.append(rows[owner[ended]][::2])
-        shift = (last[owner] / slope).nan_to_num(0.0, 0.0, 0.0)  # at a pole there is no slope
-        done_ends.append((y + shift)[ended].reshape(-1, 2))
+        move = torch.where(exact & new.isfinite(), new - t, 0.0)  # which costs nothing more
+        threshold[done] = (t + move)[done]
+        shift = (move[rows] / slope).nan_to_num(0.0, 0.0, 0.0)  # at a pole there is no slope
+        found_rows.append(rows[done[rows]])
+        found.append((y + shift)[done[rows]])
         safe = (new > low) & (new < high) & ((gap.abs() < 0.5 * before) | ~told)
-        new = torch.where(safe, new, ((low + high) / 2).clamp(t - 2, t + 2))
+        middle = (torch.maximum(low, limits[0]) + torch.minimum(high, limits[1])) / 2
+        new = torch.where(safe, new, middle.clamp(t - 2, t + 2))
         new = torch.where(stuck, low, new)
-        near = (new >= limits[0]) & (new <= limits[1])
-        left.append(rows[~done & ~near])
-        keep = (~done & near).nonzero()[:, 0]
-        rows, t, low, high, before, *limits = (
-            v.index_select(0, keep) for v in (rows, new, low, high, gap.abs(), *limits)
-        )
-    owner, ends = torch.cat([rows[:0], *done_rows]), torch.cat([t.new_empty(0, 2), *done_ends])
-    order = owner.argsort(stable=True)
-    laid = lay_out(owner[order], ends[order], len(table), math.nan)
-    return laid, threshold, torch.cat([rows, *left])
+        near = (new - limits[0] > 1e-3) & (limits[1] - new > 1e-3)
+        t, before = torch.where(near & ~done, new, math.nan), gap.abs()
+    rows, y = torch.cat([cells.rows[:0], *found_rows]), torch.cat([cells.a[:0], *found])
+    left = (known & threshold.isnan()).nonzero()[:, 0]
+    return _intervals(rows, y, len(table)), threshold, left
 
 
 def held_above(table: Table, t: Tensor) -> Tensor:
     """Give the probability (M,) that lies where the log density is above ``t`` (M,), finite."""
-    land, rows = landscape(table, lambda *_: (t, t)), torch.arange(len(t), device=t.device)
-    finest = torch.full_like(t, _FINEST)
-    owner, y, _ = _crossings(table, land, rows, t, _no_lines(land), finest)
-    return _held(table, rows, owner, y).clamp(0.0, 1.0)
+    cells = landscape(table, lambda part, *_: (t[part], t[part])).cells
+    now, y, _ = _crossings(table, cells, t, torch.full_like(t, _FINEST))
+    return _held(table, now, y, len(t)).clamp(0.0, 1.0)
 
 
-def _range(value: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the least and the greatest finite log density (M,) among points (M, P)."""
+def _range(cells: Cells, count: int) -> tuple[Tensor, Tensor]:
+    """Give the least and the greatest finite log density (M,) at the ends of cells."""
+    value, rows = torch.cat([cells.value_a, cells.value_b]), cells.rows.repeat(2)
     finite = value.isfinite()
-    return (
-        torch.where(finite, value, math.inf).amin(-1),
-        torch.where(finite, value, -math.inf).amax(-1),
+    empty, value, rows = value.new_zeros(count), value[finite], rows[finite]
+    low, high = (
+        empty.scatter_reduce(0, rows, value, how, include_self=False) for how in ("amin", "amax")
     )
+    return low, high
 
 
-def _no_lines(land: Landscape) -> Tensor:
-    """Give what :func:`_crossings` is to keep of each cell, before anything is known."""
-    return land.y.new_full((2, land.y.shape[0], land.y.shape[1] - 1), math.nan)
+def _intervals(rows: Tensor, y: Tensor, count: int) -> Tensor:
+    """Lay out crossings (Q,), which take turns in each row, as intervals (M, R, 2)."""
+    order = y.argsort()
+    order = order[rows[order].argsort(stable=True)]
+    return lay_out(rows[order][::2], y[order].reshape(-1, 2), count, math.nan)
 
 
-def _held(table: Table, rows: Tensor, owner: Tensor, y: Tensor) -> Tensor:
-    """Add up the masses between crossings ``y`` (Q,), which take turns, of ``rows`` (M',)."""
-    cdf = table.take(rows[owner]).cdf(y).reshape(-1, 2)
-    none = torch.zeros(len(rows), dtype=y.dtype, device=y.device)
-    return none.index_add(0, owner[::2], cdf[:, 1] - cdf[:, 0])
+def _held(table: Table, cells: Cells, y: Tensor, count: int) -> Tensor:
+    """Add up the masses (M,) between crossings ``y`` (Q,), one in each cell."""
+    _, cdf = table.at(cells.rows, y)
+    none = torch.zeros(count, dtype=y.dtype, device=y.device)
+    return none.index_add(0, cells.rows, torch.where(cells.value_a > cells.value_b, cdf, -cdf))
 
 
-def _first_threshold(y: Tensor, value: Tensor, first: Tensor, level: float) -> Tensor:
-    """Guess the log density (M,) above which the level lies, from points (M, P) and slopes there.
+def _first_threshold(y: Tensor, slopes: Slopes, level: float) -> Tensor:
+    """Guess the log density (M,) above which the level lies, from landmarks (M, P)."""
+    given = (v.split(_GUESSED) for v in (y, slopes.value, slopes.first))
+    return torch.cat([_guess_threshold(a, b, c, level) for a, b, c in zip(*given, strict=True)])
 
-    The mass of a cell is that of the trapezoidal rule, mended at its ends; between its two log
-    densities it is taken to be spread evenly.
+
+def _guess_threshold(y: Tensor, value: Tensor, first: Tensor, level: float) -> Tensor:
+    """Guess by the mass of each cell between points (M, P), and where in it that lies.
+
+    The mass is that of the trapezoidal rule, mended at its ends; between the two log densities it
+    is taken to be spread evenly. Single precision is enough to add up.
     """
     left, right, width = value[:, :-1], value[:, 1:], y.diff(dim=-1)
     least, most = torch.minimum(left, right), torch.maximum(left, right)
@@ -135,32 +197,30 @@ def _first_threshold(y: Tensor, value: Tensor, first: Tensor, level: float) -> T
     fall = value.exp() * first
     mend = (fall[:, :-1] - fall[:, 1:]) * width.square() / 12
     mass = torch.maximum(torch.minimum(mass + mend, 4 * mass), lower)
-    mass = torch.where(mass.isfinite(), mass, 0.0)  # (M, P - 1)
-    goal, (low, high) = level * mass.sum(-1), _range(value)
+    mass = mass.nan_to_num_(0.0, 0.0, 0.0).float()  # (M, P - 1)
+    finite = value.isfinite()
+    low = torch.where(finite, value, math.inf).amin(-1).float()
+    high = torch.where(finite, value, -math.inf).amax(-1).float()
+    goal = level * mass.sum(-1)
     share = rise.clamp_min(1e-9).reciprocal().nan_to_num(0.0)
-    whole = (most * share).nan_to_num(1.0, 1.0, 1.0)  # a pole lies above all thresholds
-    for _ in range(14):
+    whole = (most * share).nan_to_num(1.0, 1.0, 1.0).float()  # a pole lies above all thresholds
+    share = share.float()
+    for _ in range(12):
         t = (low + high) / 2
         above = torch.addcmul(whole, share, t[:, None], value=-1.0).clamp_(0.0, 1.0).mul_(mass)
         enough = above.sum(-1) >= goal
         low, high = torch.where(enough, t, low), torch.where(enough, high, t)
-    return (low + high) / 2 + 0.0 * y[:, 0]
+    return ((low + high) / 2).to(y) + 0.0 * y[:, 0]
 
 
 def _crossings(
-    table: Table, land: Landscape, rows: Tensor, t: Tensor, lines: Tensor, tolerance: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Find where the log density of ``rows`` crosses ``t``: owners (Q,), locations and slopes.
+    table: Table, cells: Cells, t: Tensor, tolerance: Tensor
+) -> tuple[Cells, Tensor, Tensor]:
+    """Find where log densities cross ``t`` (M,): the cells (Q,), locations and slopes."""
+    now = cells.pick(cells.crossed(t[cells.rows]))
+    goal, ends = t[now.rows], ((now.a, now.b), (now.value_a, now.value_b))
+    return now, *table.crossing(now.rows, goal, *ends, now.guess(goal), tolerance[now.rows])
 
-    The owners index ``rows`` and are sorted; crossings upwards and downwards take turns.
-    ``lines`` (2, M, P - 1) keeps the tangent of each cell once crossed, for the next guess.
-    """
-    above = (land.value if len(rows) == len(land.y) else land.value[rows]) > t[:, None]
-    owner, cell = (above[:, 1:] != above[:, :-1]).nonzero(as_tuple=True)
-    row = rows[owner]
-    ends, values = ((v[row, cell], v[row, cell + 1]) for v in (land.y, land.value))
-    goal, (start, rate) = t[owner], lines[:, row, cell]
-    guess = start + rate * goal
-    y, slope = table.crossing(row, goal, ends, values, guess, tolerance[owner])
-    lines[:, row, cell] = torch.stack([y - goal / slope, 1 / slope])
-    return owner, y, slope
+
+#: What finds regions, in turn: each for the rows that those before have left.
+FINDERS = (find_region, partial(find_region_surely, reach=1.0), find_region_surely)
