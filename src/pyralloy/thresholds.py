@@ -23,11 +23,11 @@ _MASS_TOLERANCE = 1e-8
 _FINEST, _ROUGH = 1e-11, 1e-4
 
 #: Rows whose first guess is made at once, so that an intermediate stays in the cache.
-_GUESSED = 512
+_GUESSED = 256
 
 #: How far from its guess, in nats, a threshold is looked for: the least, for each nat that the
-#: guess may be off, and the most. All but a few rows in a hundred are done in so many steps.
-_LEAST, _EACH, _MOST, _STEPS = 0.02, 4.0, 0.5, 10
+#: guess may be off, and the most. All but a few rows in a thousand are done in so many steps.
+_LEAST, _EACH, _MOST, _STEPS = 0.02, 4.0, 0.5, 24
 
 
 def find_region(table: Table, level: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -189,21 +189,20 @@ def _guess_threshold(y: Tensor, value: Tensor, first: Tensor, level: float) -> T
     The mass is that of the trapezoidal rule, mended at its ends; between the two log densities it
     is taken to be spread evenly. Single precision is enough to add up.
     """
-    left, right, width = value[:, :-1], value[:, 1:], y.diff(dim=-1)
-    least, most = torch.minimum(left, right), torch.maximum(left, right)
-    rise, lower = most - least, least.exp() * width
+    p, width = value.exp(), y.diff(dim=-1)
+    lower, upper = (f(p[:, :-1], p[:, 1:]) for f in (torch.minimum, torch.maximum))
     # At a pole the higher end says nothing of the mass between.
-    mass = lower * (1 + rise.clamp_max(4.0).exp()) / 2
-    fall = value.exp() * first
+    mass = torch.minimum(upper, math.exp(4.0) * lower).add_(lower).mul_(width).div_(2.0)
+    fall = p * first
     mend = (fall[:, :-1] - fall[:, 1:]) * width.square() / 12
-    mass = torch.maximum(torch.minimum(mass + mend, 4 * mass), lower)
+    mass = torch.maximum(torch.minimum(mass + mend, 4 * mass), lower * width)
     mass = mass.nan_to_num_(0.0, 0.0, 0.0).float()  # (M, P - 1)
-    finite = value.isfinite()
-    low = torch.where(finite, value, math.inf).amin(-1).float()
-    high = torch.where(finite, value, -math.inf).amax(-1).float()
+    low = value.nan_to_num(math.inf, math.inf, math.inf).amin(-1).float()
+    high = value.nan_to_num(-math.inf, -math.inf, -math.inf).amax(-1).float()
     goal = level * mass.sum(-1)
-    share = rise.clamp_min(1e-9).reciprocal().nan_to_num(0.0)
-    whole = (most * share).nan_to_num(1.0, 1.0, 1.0).float()  # a pole lies above all thresholds
+    least, most = (f(value[:, :-1], value[:, 1:]) for f in (torch.minimum, torch.maximum))
+    share = (most - least).clamp_min_(1e-9).reciprocal_().nan_to_num_(0.0)
+    whole = (most * share).nan_to_num_(1.0, 1.0, 1.0).float()  # a pole lies above all thresholds
     share = share.float()
     for _ in range(12):
         t = (low + high) / 2
