@@ -28,9 +28,9 @@ def make_model(seed=0):
         return pa.MDN(pa.networks.MLP(1, hidden=(8,)), pa.MixtureHead(8, 3))
 
 
-def run(model=None, **options):
+def run(model=None, x=PROBLEM.x, **options):
     options = {"max_steps": 45, "progress": False} | options  # a trial run, not judged
-    return pa.fit(model or make_model(), PROBLEM.x, PROBLEM.y, **options)
+    return pa.fit(model or make_model(), x, PROBLEM.y, **options)
 
 
 def sha(fit):
@@ -40,23 +40,26 @@ def sha(fit):
 # -- Ctrl-C ---------------------------------------------------------------------------------------
 
 
-def press_after(seconds):
-    """Send SIGINT to this process after a while, from a thread."""
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    return timer
+class Column(list):
+    """The column x, which does something once a fit reads it: the fit has begun then."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.act = act
+
+    def __array__(self, dtype=None, copy=None):
+        self.act()
+        return PROBLEM.x.numpy()
 
 
-def test_ctrl_c_before_the_first_step_is_heeded_too(monkeypatch):
+def press():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_before_the_first_step_is_heeded_too():
     """While rows are checked and standardised there is no model yet: one step makes it one."""
-
-    class Column(list):
-        def __array__(self, dtype=None, copy=None):
-            os.kill(os.getpid(), signal.SIGINT)
-            return PROBLEM.x.numpy()
-
     with pytest.warns(UserWarning, match="interrupted at step 1 of 500"):
-        fit = pa.fit(make_model(), Column(), PROBLEM.y, max_steps=500, progress=False)
+        fit = pa.fit(make_model(), Column(press), PROBLEM.y, max_steps=500, progress=False)
     assert fit.interrupted and bool(fit.density(PROBLEM.x).mean.isfinite().all())
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -70,10 +73,11 @@ def interrupted_at_random(count, seed):
         run(max_steps=150)
         seconds = time.perf_counter() - start
     for number in range(count):
-        timer = press_after(0.001 + generator.random() * seconds)
+        timer = threading.Timer(generator.random() * seconds, press)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            fit = run(max_steps=20_000)  # which no timer lets come to its end
+            # So many steps that no timer lets it come to its end.
+            fit = run(x=Column(timer.start), max_steps=20_000)
         timer.join()
         fits.append(fit)
         assert fit.interrupted
