@@ -118,5 +118,5 @@ def _mix(terms: Tensor, top: Tensor, parts: Slopes, dim: int) -> Slopes:
     total = terms.sum(dim)
     first = terms * parts.first
     mean = first.sum(dim) / total
-    second = (first.mul_(parts.first).sum(dim) + terms.mul_(parts.second).sum(dim)) / total
+    second = first.mul_(parts.first).addcmul_(terms, parts.second).sum(dim) / total
     return Slopes(top + total.log(), mean, second - mean.square())
