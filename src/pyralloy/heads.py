@@ -114,12 +114,12 @@ class MixtureHead(nn.Module):
             stretch: Logs of what widths are multiplied by, between floor and ceiling, here only:
                 broadcastable with (..., K); :meth:`stretch` makes it so for good.
         """
-        logits, *raw = self._outputs(features)
+        logits, *raw = self.raw(features)
         if stretch is not None:
             for place in self._widths:
                 raw[place] = raw[place] + stretch
             logits, *raw = torch.broadcast_tensors(logits, *raw)
-        return self._mixture(logits, *raw)
+        return self.mixture(logits, *raw)
 
     @torch.no_grad()
     def stretch(self, amount: float) -> None:
@@ -141,15 +141,24 @@ class MixtureHead(nn.Module):
             return self.family.widths_for(*self._dims)
         return self.family.widths
 
-    def _mixture(self, logits: Tensor, *raw: Tensor) -> Mixture:
+    def raw(self, features: Tensor) -> list[Tensor]:
+        """Map features (..., H) to the logits and P raw outputs of components, (..., K) each.
+
+        Scales that are constant are of shape (K,).
+        """
+        logits, *raw = self._outputs(features)
         if self.constant_scale:  # locations and log-scales take turns
             scales = self.outputs.bias.split(self.components)[2::2]  # (K,) each
-            raw = tuple(itertools.chain(*zip(raw[::2], scales, strict=True)))
+            raw = itertools.chain(*zip(raw[::2], scales, strict=True))
+        return [logits, *raw]
+
+    def mixture(self, logits: Tensor, *raw: Tensor) -> Mixture:
+        """Make the density of what :meth:`raw` gives."""
         component = self.family.from_raw(raw, self.spread, *self._dims)
         return Mixture(dist.Categorical(logits=logits), component)
 
     def _outputs(self, features: Tensor) -> list[Tensor]:
-        """Map features (..., H) to the logits and P raw outputs, (..., K) each."""
+        """Map features (..., H) to all outputs, (..., K) each."""
         layer = self.outputs
         if features.ndim != 2:
             return list(layer(features).split(self.components, -1))

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pyro.ops.hessian import hessian
 from torch import Tensor
 from torch.distributions import biject_to
 from torch.func import grad, vmap
 
+from pyralloy.inference.curvature import gauss_newton
 from pyralloy.inference.posterior import Site, unpack
 from pyralloy.model import MDN
 
@@ -180,23 +180,36 @@ class Potential:
         return found
 
     def root_covariance(self, vector: Tensor) -> Tensor:
-        r"""Give a root A of the covariance of the Laplace approximation, :math:`A A^T = H^{-1}`.
+        r"""Give a root A of the covariance of the Laplace approximation.
 
-        Where the curvature H is smaller than the prior's alone, as it is in many directions of a
-        network that was stopped early, the prior's is taken: data never widens a Normal prior.
+        .. math:: A A^T = \bigl(\mathrm{diag}(\lambda) + G / T\bigr)^{-1}
+
+        where :math:`\lambda` is one over the variance of each number under the prior and G the
+        curvature of the rows, :func:`~pyralloy.inference.curvature.gauss_newton`. Unlike the
+        Hessian of a network that was stopped early, it is never negative: data never widens a
+        Normal prior.
 
         Args:
             vector: Where to expand, shape (P,).
 
         Returns:
-            Shape (P, P).
+            Shape (P, P), triangular.
+
+        Raises:
+            ValueError: As :meth:`precision`.
+
+        References:
+            Daxberger, E., et al. (2021). Laplace redux - effortless Bayesian deep learning.
+            NeurIPS. arXiv:2106.14806
         """
-        point = vector.detach().clone().requires_grad_()
-        curvature = hessian(self(point), point).to(torch.float64)
-        root = self.precision(vector.detach()).to(torch.float64).rsqrt()
-        whitened = root[:, None] * curvature * root
-        values, directions = torch.linalg.eigh((whitened + whitened.mT) / 2)
-        made = root[:, None] * directions * values.clamp_min(1.0).rsqrt()
+        point, (z, t) = vector.detach(), self._rows
+        root = self.precision(point).to(torch.float64).rsqrt()
+        counts = z.new_ones(len(z)) if self._counts is None else self._counts
+        told = gauss_newton(self._model, self.sites, point, z, t, counts / self._temperature)
+        told.mul_(root).mul_(root[:, None]).diagonal().add_(1.0)  # no eigenvalue is below 1
+        factor = torch.linalg.cholesky(told)
+        one = torch.eye(len(root)).to(factor)
+        made = root[:, None] * torch.linalg.solve_triangular(factor.mT, one, upper=True)
         return made.to(vector.dtype)
 
 
