@@ -128,7 +128,8 @@ def read(path: str | os.PathLike[str], kind: str) -> Archive:
         raise Unreadable(f"{str(path)!r} has notes that cannot be read ({error}).") from error
     if not isinstance(notes, dict):
         raise Unreadable(f"{str(path)!r} has notes that are no mapping.")
-    return Archive(tensors, notes)
+    # In memory of their own: where a tensor begins in the file moves the last bits of a product.
+    return Archive({name: tensor.clone() for name, tensor in tensors.items()}, notes)
 
 
 def digest(tensors: Mapping[str, Tensor], *texts: str) -> str:
