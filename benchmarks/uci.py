@@ -8,10 +8,10 @@ density (NLL, nats) and CRPS, both in y's units, of the error of the mean (RMSE)
 90 % intervals and highest-density regions, and of CPU seconds a fit. Then differences to published
 scores: paired, where they are published by split. Every method has one configuration for all sets.
 
-Ours: `single`, `ensemble` (of ten) and the Bayesian `laplace` and `vi`, each MDNRegressor as it
-comes. Rivals, where they are installed: `ngboost`, `lightgbm` (19 quantiles) and `gp`, the Gaussian
-process of scikit-learn with a length-scale a column (its kernel chosen by at most 1,500 rows, and
-conditioned on at most 5,000), all as they come.
+Ours: `single`, `ensemble` (of ten) and the Bayesian `laplace`, `laplace of 5` (members) and `vi`,
+each MDNRegressor as it comes. Rivals, where they are installed: `ngboost`, `lightgbm` (19
+quantiles) and `gp`, the Gaussian process of scikit-learn with a length-scale a column (its kernel
+chosen by at most 1,500 rows, and conditioned on at most 5,000), all as they come.
 
 `--parts` takes one part of the recipe away, or changes it, and prints the difference to the recipe
 as it comes, paired by split. It reads the training rows of a split alone: nine tenths of them are
@@ -127,6 +127,7 @@ METHODS = {
     "single": ours(),
     "ensemble": ours(members=10),
     "laplace": ours(inference="laplace"),
+    "laplace of 5": ours(members=5, inference="laplace"),
     "vi": ours(inference="vi"),
     "ngboost": ngboost,
     "lightgbm": lightgbm,
@@ -265,7 +266,7 @@ def show(records, data):
 
 def compare(name, methods, theirs):
     """Print what ours are less others, in NLL and CRPS: below zero, ours are better."""
-    for method in ("ensemble", "single", "laplace", "vi", *PARTS):
+    for method in ("ensemble", "single", "laplace", "laplace of 5", "vi", *PARTS):
         mine = methods.get(method, {})
         base = BASES.get(method, "single")
         others = {base: methods.get(base, {}), **({} if method in PARTS else theirs)}

@@ -487,3 +487,54 @@ def test_the_warm_up_is_a_fraction_below_one(warm_up):
     x = torch.linspace(0.0, 1.0, 30)[:, None]
     with pytest.raises(ValueError, match=r"warm_up=.* from 0 to below 1"):
         pa.fit(model, x, x[:, 0], guide=AutoNormal, warm_up=warm_up, progress=False)
+
+
+# -- what held-out rows choose --------------------------------------------------------------------
+
+
+def test_laplace_lies_about_the_weights_that_held_out_rows_choose():
+    model, alone = make_model(priors.LastLayer()), make_model(priors.LastLayer()).without_prior()
+    fit = run(AutoLaplaceApproximation, model, max_steps=80)
+    plain = pa.fit(alone, PROBLEM.x, PROBLEM.y, max_steps=80, seed=1, progress=False)
+    centre = fit.posterior.centre()
+    assert set(centre) == {n for n in model.weights() if n.startswith("head.")}
+    for name, weight in alone.weights().items():
+        if name == "head.outputs.bias":  # of maximum likelihood, widths are in the weights
+            kept = len(weight) * 2 // 3
+            assert torch.equal(centre[name][:kept], weight[:kept])
+            continue
+        assert torch.equal(centre.get(name, model.weights()[name]), weight), name
+    assert fit.best_step == plain.best_step
+
+
+@pytest.mark.parametrize("guide", [AutoDelta, AutoNormal, AutoLaplaceApproximation])
+def test_the_pool_of_a_guide_is_as_wide_as_held_out_rows_ask_for(guide):
+    held = pa.datasets.inverse_sinusoid(400, seed=1)
+    prior = priors.LastLayer()
+    fits = [
+        run(guide, make_model(prior), max_steps=80, validation=(held.x, held.y), stretch=on)
+        for on in (True, False)
+    ]
+    scores = [-float(fit.density(held.x).log_prob(held.y).mean()) for fit in fits]
+    assert float(fits[0].model.head.wider) != 0.0 == float(fits[1].model.head.wider)
+    assert scores[0] < scores[1] + 0.005
+    near = 1e-5 if guide is AutoDelta else 0.05  # the history pools fewer draws
+    assert fits[0].best_nll == pytest.approx(scores[0], abs=near)
+
+
+@pytest.mark.parametrize("guide", [AutoDelta, AutoLaplaceApproximation])
+def test_members_of_a_guide_are_stretched_together(guide):
+    def make(seed):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            head = pa.MixtureHead(8, 4)
+            return pa.MDN(pa.networks.MLP(1, (8,)), head, prior=priors.LastLayer())
+
+    options = {"members": 3, "guide": guide, "max_steps": 60, "progress": False}
+    on, off = (
+        pa.ensemble(make, PROBLEM.x, PROBLEM.y, stretch=stretch, **options)
+        for stretch in (True, False)
+    )
+    assert float(on.model.head.wider) != 0.0 == float(off.model.head.wider)
+    assert on.density(PROBLEM.x[:5]).num_components >= 12
+    assert len(on.posterior) == 3

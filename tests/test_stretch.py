@@ -10,7 +10,15 @@ from torch import nn
 import pyralloy as pa
 from pyralloy.families import FAMILIES
 from pyralloy.inference.rows import Rows
-from pyralloy.inference.stretch import BEFORE, TRIED, gain, narrow, stretch, tried
+from pyralloy.inference.stretch import (
+    BEFORE,
+    TRIED,
+    gain,
+    narrow,
+    stretch,
+    stretch_pools,
+    tried,
+)
 from pyralloy.networks import MLP
 
 F64 = torch.float64
@@ -238,3 +246,71 @@ def test_disagreement_counts_where_the_rows_do():
     assert amounts[1] == pytest.approx(0.0, abs=1e-9)
     half, whole = (math.log1p(-amounts[i]) for i in (0, 2))  # twice the disagreement
     assert whole == pytest.approx(2 * half, rel=0.02) and half > 0.05
+
+
+# -- pools of draws -------------------------------------------------------------------------------
+
+
+def draws_about(model, spread, count=20):
+    """Draw the head's biases, of which half are those of widths and logits."""
+    generator = torch.Generator().manual_seed(5)
+    bias = model.head.outputs.bias.detach()
+    noise = spread * torch.randn(count, len(bias), generator=generator, dtype=F64)
+    return {"head.outputs.bias": bias + noise}
+
+
+def pooled_nll(model, draws, rows):
+    with torch.no_grad():
+        bias = draws["head.outputs.bias"]
+        each = [model.network(rows.x, {"head.outputs.bias": b}) for b in bias]
+        return -float(pa.Mixture.pool(each).log_prob(rows.y).mean())
+
+
+@pytest.mark.parametrize("off", [-0.6, 0.4])
+def test_a_pool_is_as_wide_as_its_rows_ask_for(off):
+    model = make_model()
+    draws, rows = draws_about(model, 0.3), drawn(make_model(), 1000)
+    stretch_pools([model], [draws], [rows])
+    best, found = pooled_nll(model, draws, rows), float(model.head.wider)
+    assert found < -0.01  # what draws disagree by comes on top of the width of each
+    bias = model.head.outputs.bias.clone()
+    model.head.stretch_beside(off)
+    assert pooled_nll(model, draws, rows) > best + 1e-3
+    assert stretch_pools([model], [draws], [rows]) == pytest.approx(-off, abs=0.1)
+    assert torch.equal(model.head.outputs.bias, bias)
+
+
+def test_without_draws_it_is_the_stretch_of_the_model():
+    rows = drawn(make_model(seed=3), 60)
+    one, other = make_model(), make_model()
+    amount = stretch(one, rows)
+    assert stretch_pools([other], [{}], [rows]) == pytest.approx(amount, abs=1e-9)
+    x = inputs(9)
+    assert torch.allclose(one.network(x).stddev, other.network(x).stddev)
+    assert stretch_pools([make_model(family="poisson")], [{}], [rows]) == 0.0
+    assert stretch_pools([other], [], []) == 0.0
+
+
+def test_what_lies_beside_the_weights_is_kept_with_them_and_begun_anew():
+    model, again = make_model(), make_model()
+    model.head.stretch_beside(0.7)
+    x = inputs(9)
+    assert not torch.allclose(model.network(x).stddev, again.network(x).stddev)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(model.network(x).stddev, again.network(x).stddev)
+    again.head.place(torch.zeros(3), torch.ones(3))
+    assert float(again.head.wider) == 0.0
+
+
+def test_members_that_are_pools_are_narrowed_beside_their_weights():
+    models = [make_model(seed=s) for s in range(3)]
+    rows = [drawn(make_model(seed=9), 60, seed=s) for s in range(3)]
+    draws = [draws_about(model, 0.05, 4) for model in models]
+    amount = narrow(models, rows, torch.Generator().manual_seed(0), draws)
+    assert amount < -0.01
+    assert [float(m.head.wider) for m in models] == pytest.approx([amount] * 3)
+    points = [{n: w[:1] for n, w in draw.items()} for draw in draws]
+    near = narrow([make_model(seed=s) for s in range(3)], rows, torch.Generator().manual_seed(0))
+    fresh = [make_model(seed=s) for s in range(3)]
+    found = narrow(fresh, rows, torch.Generator().manual_seed(0), points)
+    assert found == pytest.approx(near, rel=0.2)

@@ -65,10 +65,11 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             ``"student_t"`` also ``"full"`` or ``"low_rank"``, of one factor.
         inference: How the weights are found: ``"ml"``, maximum likelihood; ``"map"``, the most
             probable ones under a prior; or a posterior, of which predictions pool draws: ``"vi"``,
-            a Normal of each weight; ``"laplace"``, a Normal of the last layer's weights about the
-            most probable ones; ``"nuts"``, Markov chains, for small networks and few rows.
+            a Normal of each weight; ``"laplace"``, a Normal of the last layer's weights about those
+            that ``"ml"`` finds (or with ``validation=None`` the most probable ones); ``"nuts"``,
+            Markov chains, for small networks and few rows.
         members: Networks M, each from a start of its own, whose densities are pooled exactly; side
-            by side with ``"ml"``, else one after the other. Not with ``"nuts"``.
+            by side with ``"ml"`` and ``"laplace"``, else one after the other. Not with ``"nuts"``.
         prior_scale: Scale s of the prior, a Normal of deviation s / sqrt(fan-in) for weights and s
             for biases, where X and y are standardised; of no effect with ``"ml"``.
         draws: Draws of the weights that a prediction pools, and that ``"nuts"`` makes, in 2 chains.
@@ -83,7 +84,8 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         validation: Fraction of the rows held out to choose the weights, a pair ``(X, y)``, or None.
             Chains of ``"nuts"`` take all rows.
         stretch: Whether, in the end, the widths of all components are multiplied by one number,
-            about the best on the rows held out, and weights are chosen accordingly; with ``"ml"``.
+            about the best on the rows held out, and weights are chosen accordingly (``"nuts"``
+            holds none out).
         patience: Hundredths of the steps without improvement that end the fit; None runs all.
         compile: How a step is run: False, True or ``"auto"``, as in :func:`pyralloy.fit`.
         device: Where to train and predict, for instance ``"cuda"``; None is the CPU.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ class MixtureHead(nn.Module):
 
     Attributes:
         octaves: Power of two by which the ceiling is raised, a buffer of shape ().
+        wider: Log of what all widths are multiplied by beside the weights, a buffer of shape ().
 
     Raises:
         TypeError: A size that is no integer, a spread that is no number.
@@ -69,6 +71,7 @@ class MixtureHead(nn.Module):
     """
 
     octaves: Tensor
+    wider: Tensor
 
     def __init__(
         self,
@@ -97,7 +100,9 @@ class MixtureHead(nn.Module):
         self.spread, self.constant_scale = Spread(positive("spread", spread)), constant_scale
         # How far the ceiling is raised, as a power of two: exact in any dtype, kept with the state.
         self.register_buffer("octaves", torch.zeros(()))
-        self.register_load_state_dict_post_hook(_follow_octaves)
+        self.register_buffer("wider", torch.zeros(()))
+        self._wider = 0.0  # what the buffer holds, known without asking a device
+        self.register_load_state_dict_post_hook(_follow_buffers)
         if isinstance(self.family, VectorFamily):
             self._dims = (targets or 1,)
             outputs = self.family.outputs_for(*self._dims)
@@ -114,18 +119,19 @@ class MixtureHead(nn.Module):
             stretch: Logs of what widths are multiplied by, between floor and ceiling, here only:
                 broadcastable with (..., K); :meth:`stretch` makes it so for good.
         """
-        logits, *raw = self.raw(features)
-        if stretch is not None:
-            for place in self._widths:
-                raw[place] = raw[place] + stretch
-            logits, *raw = torch.broadcast_tensors(logits, *raw)
-        return self.mixture(logits, *raw)
+        return self.mixture(self.raw(features), stretch)
 
     @torch.no_grad()
     def stretch(self, amount: float) -> None:
         """Make the widths of all components exp(``amount``) times as large, wherever x is."""
         raw = self.outputs.bias.view(-1, self.components)[1:]  # (P, K)
         raw[list(self._widths)] += amount
+
+    @torch.no_grad()
+    def stretch_beside(self, amount: float) -> None:
+        """Stretch as :meth:`stretch` does, whatever the weights are: draws of them as well."""
+        self.wider += amount
+        _follow_buffers(self)
 
     @property
     def stretches(self) -> bool:
@@ -152,8 +158,16 @@ class MixtureHead(nn.Module):
             raw = itertools.chain(*zip(raw[::2], scales, strict=True))
         return [logits, *raw]
 
-    def mixture(self, logits: Tensor, *raw: Tensor) -> Mixture:
-        """Make the density of what :meth:`raw` gives."""
+    def mixture(self, raw: Sequence[Tensor], stretch: Tensor | None = None) -> Mixture:
+        """Make the density of what :meth:`raw` gives; ``stretch`` is that of :meth:`forward`."""
+        logits, *raw = raw
+        if self._wider:
+            for place in self._widths:
+                raw[place] = raw[place] + self._wider
+        if stretch is not None:
+            for place in self._widths:
+                raw[place] = raw[place] + stretch
+            logits, *raw = torch.broadcast_tensors(logits, *raw)
         component = self.family.from_raw(raw, self.spread, *self._dims)
         return Mixture(dist.Categorical(logits=logits), component)
 
@@ -173,7 +187,7 @@ class MixtureHead(nn.Module):
         The floor stays: it follows the bulk of y, and the ceiling its farthest rows.
         """
         self.octaves.fill_(math.ceil(math.log2(max(1.0, reach))))
-        _follow_octaves(self)
+        _follow_buffers(self)
 
     @torch.no_grad()
     def place(
@@ -202,6 +216,7 @@ class MixtureHead(nn.Module):
                 f"scale runs from {float(scale.min()):g} to {float(scale.max()):g}: this head's "
                 f"scales lie between {low:g} and {high:g}, which its spread sets."
             )
+        self.stretch_beside(-self._wider)
         raw = self.family.to_raw(loc, scale, self.spread)
         self.outputs.weight.mul_(0.0 if bias_only else 0.1)
         logits, rest = self.outputs.bias.tensor_split([self.components])
@@ -213,7 +228,8 @@ class MixtureHead(nn.Module):
         return f"components={self.components}, targets={self.targets}, family={self.family.name}"
 
 
-def _follow_octaves(head: MixtureHead, _keys: Any = None) -> None:
-    """Read the ceiling from the buffer, where a state that was loaded has it."""
+def _follow_buffers(head: MixtureHead, _keys: Any = None) -> None:
+    """Read the ceiling and the stretch from the buffers, where a state that was loaded has them."""
     if not head.octaves.is_meta:
+        head._wider = float(head.wider)
         head.spread = Spread(float(head.spread), 2.0 ** float(head.octaves))

@@ -24,7 +24,7 @@ from pyralloy.priors import Prior, as_prior
 from pyralloy.scaling import Standardizer
 from pyralloy.seeds import seeded
 
-__all__ = ["MDN", "local_parameters"]
+__all__ = ["MDN", "Outputs", "local_parameters"]
 
 
 class _Users:
@@ -303,6 +303,22 @@ class MDN(PyroModule):
         counting = nullcontext() if weights is None else poutine.scale(scale=weights)
         with pyro.plate("data", size or rows, subsample=subsample, dim=-1), counting:
             return pyro.sample("y", density, obs=y)
+
+
+class Outputs(nn.Module):
+    """Give, of a model's network, the features (N, H) of z, and all that its head makes of them.
+
+    These are what :meth:`MixtureHead.raw <pyralloy.MixtureHead.raw>` gives, side by side, (N, J).
+    """
+
+    def __init__(self, model: MDN) -> None:
+        super().__init__()
+        self.trunk, self.head = model.trunk, model.head
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Map standardised inputs (N, F)."""
+        features = self.trunk(z)
+        return features, torch.cat(torch.broadcast_tensors(*self.head.raw(features)), -1)
 
 
 def _part(prefix: str, weights: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, jacrev, vmap
+from torch.nn.functional import pad
 
 from pyralloy.heads import MixtureHead
 from pyralloy.inference.posterior import Site, unpack
-from pyralloy.model import MDN
+from pyralloy.model import MDN, Outputs
 from pyralloy.networks import evaluating
 
 __all__ = ["gauss_newton"]
@@ -62,25 +63,13 @@ def gauss_newton(
         return _of_weights(model, sites, vector.detach(), z, t, counts)
 
 
-class _Outputs(nn.Module):
-    """Map standardised inputs (N, F) to features and all that the head makes of them, (N, J)."""
-
-    def __init__(self, model: MDN) -> None:
-        super().__init__()
-        self.trunk, self.head = model.trunk, model.head
-
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.trunk(z)
-        return features, torch.cat(torch.broadcast_tensors(*self.head.raw(features)), -1)
-
-
 def _of_rows(head: MixtureHead, outputs: Tensor, t: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
     """Decompose the curvature of rows in their outputs: values (N, J), directions (N, J, J)."""
     # Row by row in double precision: single would leave noise in the flat directions.
     wide = outputs.to(torch.float64)
     with torch.enable_grad():
         leaf = wide.requires_grad_()
-        density = head.mixture(*leaf.split(head.components, -1))
+        density = head.mixture(leaf.split(head.components, -1))
         target = t.to(torch.float64) if t.is_floating_point() else t
         (slope,) = torch.autograd.grad(-density.log_prob(target).sum(), leaf, create_graph=True)
         # Rows do not meet, so that one pass differentiates an output of all of them.
@@ -97,7 +86,7 @@ def _of_last_layer(
     model: MDN, values: dict[str, Tensor], z: Tensor, t: Tensor, counts: Tensor
 ) -> Tensor:
     """Sum Kronecker products of features, a one for the bias beside them, and outputs."""
-    network, layer = _Outputs(model), model.head.outputs
+    network, layer = Outputs(model), model.head.outputs
     width, count = layer.in_features + 1, layer.out_features
     told = z.new_zeros(width**2, count**2, dtype=torch.float64)
     rows = max(1, AT_ONCE // max(width, count) ** 2)
@@ -105,7 +94,7 @@ def _of_last_layer(
         features, outputs = functional_call(network, values, (x,))
         scales, directions = _of_rows(model.head, outputs, y, c)
         curved = (directions * scales[:, None]) @ directions.mT
-        beside = nn.functional.pad(features.to(torch.float64), (0, 1), value=1.0)  # (n, H + 1)
+        beside = pad(features.to(torch.float64), (0, 1), value=1.0)  # (n, H + 1)
         pairs = beside[:, :, None] * beside[:, None]
         told += pairs.flatten(1).mT @ curved.flatten(1)
     whole = told.view(width, width, count, count).permute(2, 0, 3, 1).reshape(width * count, -1)
@@ -119,7 +108,7 @@ def _of_weights(
     model: MDN, sites: Sequence[Site], vector: Tensor, z: Tensor, t: Tensor, counts: Tensor
 ) -> Tensor:
     """Sum squares of the Jacobians of rows."""
-    network = _Outputs(model)
+    network = Outputs(model)
 
     def outputs(vector: Tensor, x: Tensor) -> Tensor:
         return functional_call(network, unpack(sites, vector), (x[None],))[1][0]

@@ -20,11 +20,11 @@ from pyralloy.inference.diagnostics import FitWarning, settled
 from pyralloy.inference.fit import Fit
 from pyralloy.inference.interrupts import Stop, interrupts
 from pyralloy.inference.lanes import Lanes
-from pyralloy.inference.posterior import Members, Several
+from pyralloy.inference.posterior import Members, Point, Posterior, Several
 from pyralloy.inference.ready import mean_nll
 from pyralloy.inference.rows import Rows, weighted_mean
 from pyralloy.inference.schedules import Schedule, one_cycle
-from pyralloy.inference.stretch import narrow
+from pyralloy.inference.stretch import POOLED, narrow, stretch_pools
 from pyralloy.inference.stretch import stretch as stretch_widths
 from pyralloy.inference.svi import (
     first_plan,
@@ -34,7 +34,12 @@ from pyralloy.inference.svi import (
     running,
 )
 from pyralloy.inference.training import Plan, Trace, bar_of, planned, show
-from pyralloy.inference.variational import Approximation, require_guide
+from pyralloy.inference.variational import (
+    Approximation,
+    curved,
+    needs_no_run,
+    require_guide,
+)
 from pyralloy.mixture import Mixture
 from pyralloy.model import MDN
 from pyralloy.seeds import another
@@ -72,7 +77,8 @@ def ensemble(
     weights that are best on them: at a tenth, no row is lost to all. They are trained side by side,
     as one leading dimension, which costs a fraction of training one after the other; each comes to
     the weights it would have alone, to rounding, but for one number on all widths, by which the
-    pool is made as wide as it should be. Members of a ``guide`` are trained one by one.
+    pool is made as wide as it should be. Members of a ``guide`` are trained one by one, but for
+    those of a Laplace approximation where rows are held out.
 
     Args:
         make_model: Gives the model of a seed, of the same parts each time:
@@ -92,9 +98,9 @@ def ensemble(
         seed: Source of the rows held out and of the members' seeds.
         learning_rate: Peak of the schedule.
         schedule: As in :func:`pyralloy.fit`.
-        stretch: As in :func:`pyralloy.fit`, of each member, on the wide side by the error of their
-            mean only; then the widths of all members are multiplied by one number, at most 1, for
-            what their pool adds to them.
+        stretch: As in :func:`pyralloy.fit`, of each member (with a ``guide``, of all together), on
+            the wide side by the error of their mean only; then the widths of all members are
+            multiplied by one number, at most 1, for what their pool adds to them.
         clip: As in :func:`pyralloy.fit`, of each member.
         batch_size: Rows a step of each member.
         max_steps: Steps of the schedule.
@@ -159,8 +165,10 @@ def ensemble(
         crew = gather_crew(models, seeds, (x, y, weights), plan, validation, size=size)
         if guide is None:
             fitted = side_by_side(crew, stop)
+        elif needs_no_run(how := Approximation(guide), crew[0].own):
+            fitted = _curved(crew, stop, how)
         else:
-            fitted = _one_by_one(crew, stop, Approximation(guide))
+            fitted = _one_by_one(crew, stop, how)
     if fitted.interrupted:
         warnings.warn(
             f"the ensemble was interrupted at step {fitted.history.step[-1]} of {plan.max_steps}; "
@@ -216,8 +224,8 @@ def _fixed(model: MDN) -> dict[str, Tensor]:
 # -- side by side ---------------------------------------------------------------------------------
 
 
-def side_by_side(crew: list[Member], stop: Stop) -> Fit:
-    """Train by maximum likelihood, all members in one step, and pool them."""
+def side_by_side(crew: list[Member], stop: Stop, *, widths: bool = True) -> Fit:
+    """Train by maximum likelihood, all members in one step, pool them, and mend their widths."""
     ready, models = crew[0].ready, [member.model for member in crew]
     plan = ready.plan
     with running(models[0], plan):
@@ -239,13 +247,13 @@ def side_by_side(crew: list[Member], stop: Stop) -> Fit:
             member.restart()
             each.append(fit_weights(member.model, own, stop, members=apart))
         else:
-            if plan.stretch:
+            if plan.stretch and widths:
                 stretch_widths(member.model, own.held_out, apart)
             fit = Fit(member.model, course.trace.history(), plan.baseline, int(step))
             each.append(settled(fit, own.rows, own.held_out, returns=[], complete=not interrupted))
         evaluations.append(own.evaluation(member.model))
         outs += [] if own.held_out is None else [own.held_out]
-    if plan.stretch and outs and all(one.best_step > 0 for one in each):
+    if plan.stretch and widths and outs and all(one.best_step > 0 for one in each):
         narrow(models, outs, torch.Generator(outs[0].y.device).manual_seed(plan.seed))
     said = tuple(dict.fromkeys(text for one in each for text in one.diagnostics))
     posterior = _members(models)
@@ -330,13 +338,16 @@ def _members(models: list[MDN]) -> Members:
 
 
 def _one_by_one(crew: list[Member], stop: Stop, how: Approximation) -> Fit:
-    each = []
+    each, outs = [], []
     for member in crew:
         own = member.own
         alone, first = plain(member.model), first_plan(own.plan, None)
-        each.append(fit_guide(member.model, alone, own, stop, how=how, first=first))
+        each.append(fit_guide(member.model, alone, own, stop, how=how, first=first, alone=False))
+        if own.held_out is not None and own.plan.stretch:
+            outs.append(own.held_out)
         if stop.requested:
             break
+    _stretch_all([one.model for one in each], [one.posterior for one in each], outs)
     said = tuple(dict.fromkeys(text for one in each for text in one.diagnostics))
     if any(one.posterior is not None for one in each):
         posterior = Several([(one.posterior, one.model.weights()) for one in each])
@@ -349,3 +360,35 @@ def _one_by_one(crew: list[Member], stop: Stop, how: Approximation) -> Fit:
         posterior=posterior,
         guide=None,
     )
+
+
+def _curved(crew: list[Member], stop: Stop, how: Approximation) -> Fit:
+    """Train side by side, and take the curvature about each member."""
+    whole = side_by_side([replace(m, model=plain(m.model)) for m in crew], stop, widths=False)
+    if whole.interrupted:
+        return replace(whole, model=crew[0].model)
+    models, owns = [member.model for member in crew], [member.own for member in crew]
+    posteriors: list[Posterior | None] = []
+    for model, own in zip(models, owns, strict=True):
+        with running(model, own.plan):
+            posteriors.append(curved(model, how, own)[1])
+    if owns[0].plan.stretch:
+        _stretch_all(models, posteriors, [o.held_out for o in owns if o.held_out is not None])
+    several = Several([(p, m.weights()) for p, m in zip(posteriors, models, strict=True)])
+    return replace(whole, model=models[0], posterior=several)
+
+
+def _stretch_all(
+    models: list[MDN], posteriors: list[Posterior | None], held_out: list[Rows]
+) -> None:
+    """Stretch all draws of all members by one number, and make them narrower for their pool."""
+    if not held_out:
+        return
+    drawn = [
+        (posterior or Point(model.weights())).draw(POOLED, torch.Generator().manual_seed(number))
+        for number, (model, posterior) in enumerate(zip(models, posteriors, strict=True))
+    ]
+    points = all(posterior is None for posterior in posteriors)
+    drawn = [{n: w[:1] for n, w in draws.items()} for draws in drawn] if points else drawn
+    stretch_pools(models, drawn, held_out)
+    narrow(models, held_out, torch.Generator(held_out[0].y.device).manual_seed(0), drawn)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from pyralloy.inference.rows import Rows, weighted_mean
 from pyralloy.mixture import Mixture
-from pyralloy.model import MDN
+from pyralloy.model import MDN, Outputs
 from pyralloy.networks import evaluating
 from pyralloy.numerics import invert_monotone
 
-__all__ = ["MOST_ROWS", "gain", "narrow", "stretch", "tried"]
+__all__ = ["MOST_ROWS", "POOLED", "gain", "narrow", "stretch", "stretch_pools", "tried"]
 
 #: Logs of the least and the most that widths are multiplied by.
 LEAST, MOST = -1.0, 2.0
@@ -33,6 +35,9 @@ TRIED = (0.0, -0.4, -0.2, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 
 #: Held-out rows that are looked at; one number needs no more.
 MOST_ROWS = 4096
+
+#: Draws of a pool of draws, and rows that are looked at.
+POOLED, MOST_POOLED = 50, 1024
 
 #: Rows of a member at which it is compared with the pool, and draws at each.
 MOST_PLACES, DRAWS = 256, 8
@@ -104,38 +109,97 @@ def stretch(model: MDN, held_out: Rows | None, members: int = 1) -> float:
     with evaluating(model):
         features = model.trunk(x)
 
-        def loss(amount: Tensor) -> Tensor:
-            """Evaluate the negative logarithm of what is to be greatest, at ``amount`` (1,)."""
+        def total(amount: Tensor) -> Tensor:
             log_prob = model.head(features, amount.to(features)).log_prob(y)
-            total = (log_prob * weights[0] if weights else log_prob).sum(dtype=torch.float64)
-            return 0.5 * (amount / BEFORE).square().sum() - total
+            return (log_prob * weights[0] if weights else log_prob).sum(dtype=torch.float64)
 
-        def slope(amount: Tensor, _rows: Tensor | None = None) -> Tensor:
-            with torch.enable_grad():
-                leaf = amount.detach().requires_grad_()
-                return torch.autograd.grad(loss(leaf), leaf)[0]
-
-        ends = [torch.full((1,), v, dtype=torch.float64, device=y.device) for v in (LEAST, MOST)]
-        low, high = (float(slope(end)) for end in ends)
-        if not (math.isfinite(low) and math.isfinite(high)):
-            return 0.0
-        if low < 0.0 < high:
-            amount = float(invert_monotone(slope, torch.zeros_like(ends[0]), *ends))
-        else:
-            amount = LEAST if low >= 0.0 else MOST
-        best = torch.full_like(ends[0], amount)
-        if loss(torch.zeros_like(best)) - loss(best) < WORTH / members:
-            return 0.0
-        near = best + torch.tensor([[-0.01], [0.01]]).to(ends[0])
-        curvature = max(float(slope(near[1]) - slope(near[0])) / 0.02, BEFORE**-2)
-        error = ERRORS / math.sqrt(members * curvature)
-        amount += (1.0 - BEFORE**-2 / curvature) * error
-        amount = min(amount, MOST)
+        amount = _wide(total, y, members)
     model.head.stretch(amount)
     return amount
 
 
-def narrow(models: Sequence[MDN], held_out: Sequence[Rows], generator: torch.Generator) -> float:
+def stretch_pools(
+    models: Sequence[MDN], draws: Sequence[Mapping[str, Tensor]], held_out: Sequence[Rows]
+) -> float:
+    """Stretch pools of draws of the weights, all by one number, as :func:`stretch` does a model.
+
+    Draws disagree, so that a pool is wider than they are, and the best width of its components is
+    not that of the centre's. The number lies beside the weights: the posterior and its guide stay
+    as they are.
+
+    Args:
+        models: Changed in place.
+        draws: Of each model, weights by name, shapes (S, ...); without any it stands for itself.
+        held_out: Of each, rows that it did not see, standardised.
+
+    Returns:
+        The logarithm of the number, 0 where nothing was done.
+    """
+    if not held_out or not models[0].head.stretches:
+        return 0.0
+    parts: list[tuple[MDN, tuple[Tensor, ...], Tensor, list[Tensor]]] = []
+    for model, drawn, rows in zip(models, draws, held_out, strict=True):
+        x, y, *weights = rows.spaced(MOST_POOLED).tensors()
+        with evaluating(model):
+            network = Outputs(model)
+            made = torch.stack([functional_call(network, w, (x,))[1] for w in _each(drawn)])
+        parts.append((model, made.split(model.head.components, -1), y, weights))
+
+    def total(amount: Tensor) -> Tensor:
+        found = amount.new_zeros(())
+        for model, made, y, weights in parts:
+            each = model.head.mixture(made, amount.to(made[0])).log_prob(y).to(torch.float64)
+            log_prob = each.logsumexp(0)
+            found = found + (log_prob * weights[0] if weights else log_prob).sum()
+        return found
+
+    amount = _wide(total, held_out[0].y)
+    for model in models:
+        model.head.stretch_beside(amount)
+    return amount
+
+
+def _each(draws: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """List draws (S, ...) of weights one by one; no weights are the model's own."""
+    count = len(next(iter(draws.values()))) if draws else 1
+    return [{name: values[s] for name, values in draws.items()} for s in range(count)]
+
+
+def _wide(total: Callable[[Tensor], Tensor], like: Tensor, members: int = 1) -> float:
+    """Give the log of the width, where ``total`` is the log likelihood of one, shape (1,)."""
+
+    def loss(amount: Tensor) -> Tensor:
+        """Evaluate the negative logarithm of what is to be greatest, at ``amount`` (1,)."""
+        return 0.5 * (amount / BEFORE).square().sum() - total(amount)
+
+    def slope(amount: Tensor, _rows: Tensor | None = None) -> Tensor:
+        with torch.enable_grad():
+            leaf = amount.detach().requires_grad_()
+            return torch.autograd.grad(loss(leaf), leaf)[0]
+
+    ends = [torch.full((1,), v, dtype=torch.float64, device=like.device) for v in (LEAST, MOST)]
+    low, high = (float(slope(end)) for end in ends)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return 0.0
+    if low < 0.0 < high:
+        amount = float(invert_monotone(slope, torch.zeros_like(ends[0]), *ends))
+    else:
+        amount = LEAST if low >= 0.0 else MOST
+    best = torch.full_like(ends[0], amount)
+    if float(loss(torch.zeros_like(best)) - loss(best)) < WORTH / members:
+        return 0.0
+    near = best + torch.tensor([[-0.01], [0.01]]).to(best)
+    curvature = max(float(slope(near[1]) - slope(near[0])) / 0.02, BEFORE**-2)
+    error = ERRORS / math.sqrt(members * curvature)
+    return min(amount + (1.0 - BEFORE**-2 / curvature) * error, MOST)
+
+
+def narrow(
+    models: Sequence[MDN],
+    held_out: Sequence[Rows],
+    generator: torch.Generator,
+    draws: Sequence[Mapping[str, Tensor]] = (),
+) -> float:
     r"""Make the components of all members narrower, by what their pool adds to them.
 
     Each member's widths allow for the error of its own locations. In a pool that error shows once
@@ -151,7 +215,8 @@ def narrow(models: Sequence[MDN], held_out: Sequence[Rows], generator: torch.Gen
     Args:
         models: The members; changed in place.
         held_out: Rows that each did not see, standardised; at most 256 of each are looked at.
-        generator: Source of draws, by which I is estimated.
+        generator: Source of draws of y, by which I is estimated.
+        draws: Of each model, weights by name, shapes (S, ...), where members are pools of them.
 
     Returns:
         The logarithm of what widths are multiplied by, 0 or less.
@@ -162,7 +227,12 @@ def narrow(models: Sequence[MDN], held_out: Sequence[Rows], generator: torch.Gen
     for lane, rows in enumerate(held_out):
         x, _, *weights = rows.spaced(MOST_PLACES).tensors()
         with torch.no_grad():
-            densities = [model.network(x) for model in models]
+            densities = [
+                Mixture.pool([model.network(x, each) for each in _each(drawn)])
+                if drawn
+                else model.network(x)
+                for model, drawn in itertools.zip_longest(models, draws)
+            ]
             pool, gaps = Mixture.pool(densities), []
             for density in densities:
                 y = density.sample((DRAWS,), generator=generator)
@@ -172,5 +242,5 @@ def narrow(models: Sequence[MDN], held_out: Sequence[Rows], generator: torch.Gen
         total += (held + sum(gaps) / len(gaps)) / 2
     amount = max(-math.expm1(2.0 * max(total / len(models), 0.0)), LEAST)
     for model in models:
-        model.head.stretch(amount)
+        (model.head.stretch_beside if draws else model.head.stretch)(amount)
     return amount

@@ -22,11 +22,21 @@ from pyralloy.inference.engine import Engine
 from pyralloy.inference.fit import Fit
 from pyralloy.inference.interrupts import Stop, interrupts
 from pyralloy.inference.objective import FlatParameters, Objective, empty_guide, pyro_runtime
+from pyralloy.inference.posterior import Point
 from pyralloy.inference.ready import Ready, prepare
 from pyralloy.inference.schedules import Schedule, one_cycle
+from pyralloy.inference.stretch import POOLED, stretch_pools
 from pyralloy.inference.stretch import stretch as stretch_widths
 from pyralloy.inference.training import Callback, Plan, Trace, ended_by_itself, planned, train
-from pyralloy.inference.variational import Approximation, approximate, require_guide
+from pyralloy.inference.variational import (
+    Approximation,
+    Guided,
+    approximate,
+    curved,
+    needs_no_run,
+    pooled_nll,
+    require_guide,
+)
 from pyralloy.model import MDN
 from pyralloy.seeds import seeded
 
@@ -83,8 +93,9 @@ def fit(
     first ended, with a small spread, under the same schedule, to its end. The held-out rows then
     only report how well the pool of a few draws predicts: chosen by them, a guide would be stopped
     before it has a spread (``patience`` does choose, and so do guides of one value). ``AutoDelta``
-    gives the most probable weights, ``AutoLaplaceApproximation`` a Normal about them with the
-    curvature of the training rows (with ``validation=None``, exactly at the mode nearby).
+    gives the most probable weights. ``AutoLaplaceApproximation`` is a Normal with the curvature of
+    the training rows: about the weights of the first run, which then takes all steps, or, with
+    ``validation=None``, about the most probable ones nearby.
 
     Args:
         model: Trained in place.
@@ -142,8 +153,8 @@ def fit(
         stretch: Whether, in the end, the widths of all components are multiplied by one number,
             about the best on the held-out rows, a standard error on the wide side: networks of many
             weights and few rows are too sure. It must be worth a nat over all of these. Weights are
-            then chosen by the density as it will be. A guide has its posterior for that, and is
-            left as it is.
+            then chosen by the density as it will be. Of a guide it is the pool of draws that is
+            stretched, beside the weights: the posterior stays as it is.
         initialise: Whether to draw the weights anew from ``seed`` and spread components over y (the
             weights of a trunk other than :class:`~pyralloy.networks.MLP` are left as they are);
             False goes on from the weights the model has.
@@ -251,12 +262,12 @@ def _fraction(name: str, value: float) -> float:
 
 
 def first_plan(plan: Plan, start: int | None) -> Plan | None:
-    """Plan the run before that of a guide, which stretches nothing; None for no run."""
+    """Plan the run before that of a guide; None for no run."""
     steps = plan.max_steps // 2 if start is None else integer("start", start, 0)
     every = max(1, steps // 100)
     if steps == 0:
         return None
-    return replace(plan, max_steps=steps, every=every, stretch=False, callback=None)
+    return replace(plan, max_steps=steps, every=every, callback=None)
 
 
 @contextmanager
@@ -313,27 +324,62 @@ def _concluded(
 
 
 def fit_guide(
-    model: MDN, plain: MDN, ready: Ready, stop: Stop, *, how: Approximation, first: Plan | None
+    model: MDN,
+    plain: MDN,
+    ready: Ready,
+    stop: Stop,
+    *,
+    how: Approximation,
+    first: Plan | None,
+    alone: bool = True,
 ) -> Fit:
-    """Train the network alone, then a guide of its weights."""
+    """Train the network alone, then a guide of its weights; stretch what stands alone."""
     whose = f"guide {getattr(how.guide, '__name__', type(how.guide).__name__)}"
     terms = [how.temperature, how.warm_up, 0 if first is None else first.max_steps]
     ready = replace(ready, identity=ready.identity | {"guide": whose, "terms": terms})
+    if needs_no_run(how, ready):
+        ready = replace(ready, identity=ready.identity | {"run": "guide"})
+        trace = _trained(plain, ready, stop)
+        if trace.interrupted:
+            return _concluded(model, ready, trace)
+        with running(model, ready.plan):
+            guided = Guided(trace, *curved(model, how, ready))
+        return _guided(model, ready, guided, how, alone=alone)
     before = Returns()
     if first is not None and ready.files.run() != "guide":
         plan = replace(first, offset=ready.plan.offset, baseline=ready.plan.baseline)
         plan = replace(plan, batch_size=ready.plan.batch_size)
-        alone = replace(ready, plan=plan, identity=ready.identity | {"run": "first"})
-        trace = _trained(plain, alone, stop)
+        begun = replace(ready, plan=plan, identity=ready.identity | {"run": "first"})
+        trace = _trained(plain, begun, stop)
         before.steps = trace.returns
         if trace.interrupted:
-            return _concluded(model, alone, trace)
+            return _concluded(model, begun, trace)
         ready = replace(ready, files=ready.files._replace(resume=None))
     identity = ready.identity | {"run": "guide"}
     ready = replace(ready, identity=identity, riders={"before": before})
     with running(model, ready.plan):
         guided = approximate(model, how, ready, stop)
-    fitted = _concluded(model, ready, guided.trace, before.steps)
+    return _guided(model, ready, guided, how, before.steps, alone=alone)
+
+
+def _guided(
+    model: MDN,
+    ready: Ready,
+    guided: Guided,
+    how: Approximation,
+    before: Sequence[int] = (),
+    *,
+    alone: bool,
+) -> Fit:
+    """Stretch the pool of a posterior that stands alone, and make the fit."""
+    if alone and ready.plan.stretch and ready.held_out is not None:
+        posterior = guided.posterior or Point({})  # of the model's own weights
+        drawn = posterior.draw(POOLED, torch.Generator().manual_seed(ready.plan.seed))
+        if stretch_pools([model], [drawn], [ready.held_out]):
+            plain_plan = replace(ready.plan, stretch=False)
+            nll = pooled_nll(model, lambda: posterior, ready.held_out, plain_plan)()
+            guided.trace.correct(nll + ready.plan.offset)
+    fitted = _concluded(model, ready, guided.trace, before)
     return replace(
         fitted, posterior=guided.posterior, guide=guided.guide, temperature=how.temperature
     )

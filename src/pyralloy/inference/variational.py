@@ -24,10 +24,19 @@ from pyralloy.inference.posterior import Gaussian, Point, Posterior, posterior_o
 from pyralloy.inference.potential import Potential
 from pyralloy.inference.ready import Ready, mean_nll
 from pyralloy.inference.rows import Rows
+from pyralloy.inference.stretch import MOST_ROWS, gain, tried
 from pyralloy.inference.training import Plan, Trace, train
 from pyralloy.model import MDN
 
-__all__ = ["Approximation", "Guided", "approximate", "require_guide"]
+__all__ = [
+    "Approximation",
+    "Guided",
+    "approximate",
+    "curved",
+    "needs_no_run",
+    "pooled_nll",
+    "require_guide",
+]
 
 #: Draws of the weights that are pooled for the held-out loss, the same at each evaluation.
 DRAWS = 10
@@ -110,18 +119,9 @@ def approximate(model: MDN, how: Approximation, ready: Ready, stop: Stop) -> Gui
         Diverged: The loss is no longer finite.
     """
     rows, held_out, plan = ready.rows, ready.held_out, ready.plan
-    if issubclass(_kind(how.guide), AutoLaplaceApproximation) and ready.reading is not None:
-        raise ValueError(
-            f"guide={how.guide!r} needs the curvature of all rows at once: give x and y as they "
-            "are, or take AutoNormal or AutoLowRankMultivariateNormal."
-        )
-    potential = Potential(model, rows.x, rows.y, how.temperature, counts=_counts(ready))
+    potential, guide = _begun(model, how, ready)
     names = [site.name for site in potential.sites]
     some = {"size": ready.size, "standard": True}
-    guide = _made(how.guide, model, potential)
-    with torch.no_grad():  # a lazy guide makes its parameters at the first call
-        traced = poutine.trace(guide).get_trace(*_few(rows), **some)
-    _require_pathwise(traced, names)
     guide.train()
     weight = torch.tensor(1.0, device=rows.x.device)
     programs = [_Weighted(p, weight) if _weighs(how) else p for p in (model, guide)]
@@ -131,7 +131,7 @@ def approximate(model: MDN, how: Approximation, ready: Ready, stop: Stop) -> Gui
         try:
             objective = Objective(programs[0], programs[1], ready.size)
             engine = _Warming(objective, parameters, weight, how, plan)
-            evaluate = None if held_out is None else _pooled_nll(model, known, held_out, plan.seed)
+            evaluate = None if held_out is None else pooled_nll(model, known, held_out, plan)
             batches, saving = ready.batches(model)
             # The first fit was stopped by the held-out rows, so that they would choose the guide's
             # first steps, when it has hardly a spread: a point again, and not a posterior.
@@ -142,11 +142,48 @@ def approximate(model: MDN, how: Approximation, ready: Ready, stop: Stop) -> Gui
             guide.eval()
     posterior = known()
     if isinstance(guide, AutoLaplaceApproximation):
-        vector = guide.loc.detach()
-        vector = potential.minimise(vector) if held_out is None else vector
+        vector = potential.minimise(guide.loc.detach())
         posterior = Gaussian(potential.sites, vector, factor=potential.root_covariance(vector))
     _take(model, posterior.centre())
     return Guided(trace, guide, None if isinstance(posterior, Point) else posterior)
+
+
+def needs_no_run(how: Approximation, ready: Ready) -> bool:
+    """Say whether a guide is only the curvature about the weights that held-out rows choose.
+
+    Raises:
+        ValueError: Such a guide, and rows that do not stay in memory.
+    """
+    if not issubclass(_kind(how.guide), AutoLaplaceApproximation):
+        return False
+    if ready.reading is not None:
+        raise ValueError(
+            f"guide={how.guide!r} needs the curvature of all rows at once: give x and y as they "
+            "are, or take AutoNormal or AutoLowRankMultivariateNormal."
+        )
+    return ready.held_out is not None
+
+
+def curved(model: MDN, how: Approximation, ready: Ready) -> tuple[Any, Gaussian]:
+    """Make a Laplace approximation about the weights that the model has, and its guide.
+
+    Runs inside Pyro's runtime.
+    """
+    potential, guide = _begun(model, how, ready)
+    guide.eval()
+    factor = potential.root_covariance(potential.start)
+    return guide, Gaussian(potential.sites, potential.start, factor=factor)
+
+
+def _begun(model: MDN, how: Approximation, ready: Ready) -> tuple[Potential, Any]:
+    """Give the potential of the rows, and the guide at its start."""
+    rows = ready.rows
+    potential = Potential(model, rows.x, rows.y, how.temperature, counts=_counts(ready))
+    guide = _made(how.guide, model, potential)
+    with torch.no_grad():  # a lazy guide makes its parameters at the first call
+        traced = poutine.trace(guide).get_trace(*_few(rows), size=ready.size, standard=True)
+    _require_pathwise(traced, [site.name for site in potential.sites])
+    return potential, guide
 
 
 def _made(guide: Any, model: MDN, potential: Potential) -> Any:
@@ -221,25 +258,33 @@ def _take(model: MDN, centre: dict[str, Tensor] | None) -> None:
             weight.copy_(centre[name])
 
 
-def _pooled_nll(
-    model: MDN, known: Callable[[], Posterior], rows: Rows, seed: int
+def pooled_nll(
+    model: MDN, known: Callable[[], Posterior], rows: Rows, plan: Plan
 ) -> Callable[[], float]:
-    """Make the held-out loss: of the pool of a few draws, the same noise each time."""
+    """Make the held-out loss: of the pool of a few draws, the same noise each time, once stretched.
+
+    Without that, the step with the best widths would be chosen, and not that with the best places.
+    """
+    few = rows.spaced(MOST_ROWS) if plan.stretch and model.head.stretches else None
 
     @torch.no_grad()
     def evaluate() -> float:
         posterior = known()
         count = 1 if isinstance(posterior, Point) else DRAWS
-        draws = posterior.draw(count, torch.Generator().manual_seed(seed))
+        draws = posterior.draw(count, torch.Generator().manual_seed(plan.seed))
 
-        def pooled(x: Tensor, y: Tensor) -> Tensor:
+        def pooled(x: Tensor, y: Tensor, stretch: Tensor | None = None) -> Tensor:
             each = [
-                model.network(x, {n: w[s] for n, w in draws.items()}).log_prob(y)
+                model.network(x, {n: w[s] for n, w in draws.items()}, stretch=stretch).log_prob(y)
                 for s in range(count)
             ]
             return torch.stack(each).to(torch.float64).logsumexp(0) - math.log(count)
 
-        return mean_nll(pooled, rows)
+        loss = mean_nll(pooled, rows)
+        if few is None:
+            return loss
+        x, y, *weights = few.tensors()
+        return loss - float(gain(pooled(x, y, tried(x)), *weights))
 
     return evaluate
 
