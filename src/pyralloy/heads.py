@@ -161,12 +161,10 @@ class MixtureHead(nn.Module):
     def mixture(self, raw: Sequence[Tensor], stretch: Tensor | None = None) -> Mixture:
         """Make the density of what :meth:`raw` gives; ``stretch`` is that of :meth:`forward`."""
         logits, *raw = raw
-        if self._wider:
+        if self._wider or stretch is not None:
+            wider = self._wider if stretch is None else self._wider + stretch
             for place in self._widths:
-                raw[place] = raw[place] + self._wider
-        if stretch is not None:
-            for place in self._widths:
-                raw[place] = raw[place] + stretch
+                raw[place] = raw[place] + wider
             logits, *raw = torch.broadcast_tensors(logits, *raw)
         component = self.family.from_raw(raw, self.spread, *self._dims)
         return Mixture(dist.Categorical(logits=logits), component)

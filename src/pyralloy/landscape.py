@@ -19,7 +19,6 @@ __all__ = ["Landscape", "landscape", "lay_out"]
 #: Rounds of halving for cells whose slope comes close to zero.
 _HALVINGS = 12
 
-
 #: Rows times this and components are surveyed at once.
 _WIDTH = 8
 

@@ -50,6 +50,11 @@ class Member:
         size = ready.size * len(kept.y) / len(ready.rows.y)
         return replace(ready, rows=kept, held_out=out, size=size)
 
+    @property
+    def holding(self) -> bool:
+        """Whether it holds rows out, its own or those of all."""
+        return self.out is not None or self.ready.held_out is not None
+
     def of(self, rows: Rows) -> tuple[Rows, Rows] | None:
         """Give copies of the rows that it trains on and of those that it holds out, if it does."""
         if self.kept is None or self.out is None:

@@ -165,7 +165,7 @@ def ensemble(
         crew = gather_crew(models, seeds, (x, y, weights), plan, validation, size=size)
         if guide is None:
             fitted = side_by_side(crew, stop)
-        elif needs_no_run(how := Approximation(guide), crew[0].own):
+        elif needs_no_run(how := Approximation(guide), crew[0].ready, holding=crew[0].holding):
             fitted = _curved(crew, stop, how)
         else:
             fitted = _one_by_one(crew, stop, how)
@@ -367,13 +367,15 @@ def _curved(crew: list[Member], stop: Stop, how: Approximation) -> Fit:
     whole = side_by_side([replace(m, model=plain(m.model)) for m in crew], stop, widths=False)
     if whole.interrupted:
         return replace(whole, model=crew[0].model)
-    models, owns = [member.model for member in crew], [member.own for member in crew]
+    models, outs = [member.model for member in crew], []
     posteriors: list[Posterior | None] = []
-    for model, own in zip(models, owns, strict=True):
-        with running(model, own.plan):
-            posteriors.append(curved(model, how, own)[1])
-    if owns[0].plan.stretch:
-        _stretch_all(models, posteriors, [o.held_out for o in owns if o.held_out is not None])
+    for member in crew:
+        own = member.own
+        with running(member.model, own.plan):
+            posteriors.append(curved(member.model, how, own)[1])
+        if own.held_out is not None and own.plan.stretch:
+            outs.append(own.held_out)
+    _stretch_all(models, posteriors, outs)
     several = Several([(p, m.weights()) for p, m in zip(posteriors, models, strict=True)])
     return replace(whole, model=models[0], posterior=several)
 

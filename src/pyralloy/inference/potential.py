@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.func import grad, vmap
 
-from pyralloy.inference.curvature import gauss_newton
+from pyralloy.inference.curvature import AT_ONCE, gauss_newton
 from pyralloy.inference.posterior import Site, unpack
 from pyralloy.model import MDN
 
@@ -18,9 +18,6 @@ __all__ = ["Potential"]
 
 #: Iterations of L-BFGS, and the gradient at which it is done.
 ITERATIONS, FLAT = 500, 1e-6
-
-#: Numbers of the gradients of single rows that are held at once.
-AT_ONCE = 10_000_000
 
 
 class Potential:
@@ -161,12 +158,16 @@ class Potential:
             return density.log_prob(t[None]).sum()
 
         each = vmap(grad(likelihood), in_dims=(None, 0, 0))
-        counts, told = z.new_ones(len(z)) if self._counts is None else self._counts, 0.0
-        rows = max(1, AT_ONCE // len(point))
-        for part in zip(z.split(rows), t.split(rows), counts.split(rows), strict=True):
+        told, rows = 0.0, max(1, AT_ONCE // len(point))
+        for part in zip(*(v.split(rows) for v in (z, t, self._times())), strict=True):
             told = told + part[2].to(point) @ each(point, *part[:2]).square()
         prior = torch.maximum(self.precision(point), self._curvature_of_scales(point))
         return (prior + told / self._temperature).rsqrt()
+
+    def _times(self) -> Tensor:
+        """Give how often each row counts, shape (N,)."""
+        z, _ = self._rows
+        return z.new_ones(len(z)) if self._counts is None else self._counts
 
     def _curvature_of_scales(self, vector: Tensor) -> Tensor:
         """Give the curvature of the prior in the scales' numbers, and zero of the weights."""
@@ -204,8 +205,8 @@ class Potential:
         """
         point, (z, t) = vector.detach(), self._rows
         root = self.precision(point).to(torch.float64).rsqrt()
-        counts = z.new_ones(len(z)) if self._counts is None else self._counts
-        told = gauss_newton(self._model, self.sites, point, z, t, counts / self._temperature)
+        counts = self._times() / self._temperature
+        told = gauss_newton(self._model, self.sites, point, z, t, counts)
         told.mul_(root).mul_(root[:, None]).diagonal().add_(1.0)  # no eigenvalue is below 1
         factor = torch.linalg.cholesky(told)
         one = torch.eye(len(root)).to(factor)

@@ -14,7 +14,7 @@ from pyralloy.inference.batches import Batches, BatchSource
 from pyralloy.inference.checkpoint import Files, Rider, Saving, layout
 from pyralloy.inference.data import Data, Reading
 from pyralloy.inference.rows import Rows, standardised
-from pyralloy.inference.stretch import MOST_ROWS, gain, tried
+from pyralloy.inference.stretch import foreseen
 from pyralloy.inference.training import Plan
 from pyralloy.initialise import place_components, redraw, spread_kinks
 from pyralloy.marginal import marginal_density
@@ -78,12 +78,13 @@ class Ready:
         rows, evaluate = self.held_out, self.evaluation(model)
         if rows is None or evaluate is None or not (self.plan.stretch and model.head.stretches):
             return evaluate
-        x, y, *weights = rows.spaced(MOST_ROWS).tensors()
 
+        @torch.no_grad()
         def loss() -> float:
-            with torch.no_grad():
-                found = model.network(x, stretch=tried(x)).log_prob(y)
-            return evaluate() - float(gain(found, *weights))
+            def log_prob(x: Tensor, y: Tensor, stretch: Tensor) -> Tensor:
+                return model.network(x, stretch=stretch).log_prob(y)
+
+            return evaluate() - foreseen(log_prob, rows)
 
         return loss
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,7 +15,7 @@ from pyralloy.model import MDN, Outputs
 from pyralloy.networks import evaluating
 from pyralloy.numerics import invert_monotone
 
-__all__ = ["MOST_ROWS", "POOLED", "gain", "narrow", "stretch", "stretch_pools", "tried"]
+__all__ = ["MOST_ROWS", "POOLED", "foreseen", "gain", "narrow", "stretch", "stretch_pools", "tried"]
 
 #: Logs of the least and the most that widths are multiplied by.
 LEAST, MOST = -1.0, 2.0
@@ -71,6 +70,12 @@ def gain(log_probs: Tensor, weights: Tensor | None = None) -> Tensor:
     amounts = torch.tensor(TRIED).to(means)
     means = means - (amounts / BEFORE).square() / (2 * wide.shape[-1])
     return means.amax(-1) - means[..., 0]
+
+
+def foreseen(log_prob: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Rows) -> float:
+    """Give the :meth:`gain` of rows, of ``(x, y, logs of factors) -> log_probs`` (G, N)."""
+    x, y, *weights = rows.spaced(MOST_ROWS).tensors()
+    return float(gain(log_prob(x, y, tried(x)), *weights))
 
 
 def stretch(model: MDN, held_out: Rows | None, members: int = 1) -> float:
@@ -229,9 +234,7 @@ def narrow(
         with torch.no_grad():
             densities = [
                 Mixture.pool([model.network(x, each) for each in _each(drawn)])
-                if drawn
-                else model.network(x)
-                for model, drawn in itertools.zip_longest(models, draws)
+                for model, drawn in zip(models, draws or [{}] * len(models), strict=True)
             ]
             pool, gaps = Mixture.pool(densities), []
             for density in densities:

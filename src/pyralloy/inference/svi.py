@@ -337,7 +337,7 @@ def fit_guide(
     whose = f"guide {getattr(how.guide, '__name__', type(how.guide).__name__)}"
     terms = [how.temperature, how.warm_up, 0 if first is None else first.max_steps]
     ready = replace(ready, identity=ready.identity | {"guide": whose, "terms": terms})
-    if needs_no_run(how, ready):
+    if needs_no_run(how, ready, holding=ready.held_out is not None):
         ready = replace(ready, identity=ready.identity | {"run": "guide"})
         trace = _trained(plain, ready, stop)
         if trace.interrupted:

@@ -24,7 +24,7 @@ from pyralloy.inference.posterior import Gaussian, Point, Posterior, posterior_o
 from pyralloy.inference.potential import Potential
 from pyralloy.inference.ready import Ready, mean_nll
 from pyralloy.inference.rows import Rows
-from pyralloy.inference.stretch import MOST_ROWS, gain, tried
+from pyralloy.inference.stretch import foreseen
 from pyralloy.inference.training import Plan, Trace, train
 from pyralloy.model import MDN
 
@@ -148,8 +148,13 @@ def approximate(model: MDN, how: Approximation, ready: Ready, stop: Stop) -> Gui
     return Guided(trace, guide, None if isinstance(posterior, Point) else posterior)
 
 
-def needs_no_run(how: Approximation, ready: Ready) -> bool:
+def needs_no_run(how: Approximation, ready: Ready, *, holding: bool) -> bool:
     """Say whether a guide is only the curvature about the weights that held-out rows choose.
+
+    Args:
+        how: Names the guide.
+        ready: What is trained on.
+        holding: Whether rows are held out.
 
     Raises:
         ValueError: Such a guide, and rows that do not stay in memory.
@@ -161,7 +166,7 @@ def needs_no_run(how: Approximation, ready: Ready) -> bool:
             f"guide={how.guide!r} needs the curvature of all rows at once: give x and y as they "
             "are, or take AutoNormal or AutoLowRankMultivariateNormal."
         )
-    return ready.held_out is not None
+    return holding
 
 
 def curved(model: MDN, how: Approximation, ready: Ready) -> tuple[Any, Gaussian]:
@@ -265,7 +270,7 @@ def pooled_nll(
 
     Without that, the step with the best widths would be chosen, and not that with the best places.
     """
-    few = rows.spaced(MOST_ROWS) if plan.stretch and model.head.stretches else None
+    stretches = plan.stretch and model.head.stretches
 
     @torch.no_grad()
     def evaluate() -> float:
@@ -280,11 +285,7 @@ def pooled_nll(
             ]
             return torch.stack(each).to(torch.float64).logsumexp(0) - math.log(count)
 
-        loss = mean_nll(pooled, rows)
-        if few is None:
-            return loss
-        x, y, *weights = few.tensors()
-        return loss - float(gain(pooled(x, y, tried(x)), *weights))
+        return mean_nll(pooled, rows) - (foreseen(pooled, rows) if stretches else 0.0)
 
     return evaluate
 
