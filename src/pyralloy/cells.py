@@ -19,9 +19,13 @@ _DOUBT = 0.2
 
 
 class Cells(NamedTuple):
-    """Intervals (Q,) of the rows, with the log density and its derivatives at both ends."""
+    """Intervals (Q,) of the rows, with the log density and its derivatives at both ends.
+
+    ``origin`` tells between which points each came to be, by number, whatever it was split into.
+    """
 
     rows: Tensor
+    origin: Tensor
     a: Tensor
     b: Tensor
     value_a: Tensor
@@ -38,7 +42,7 @@ class Cells(NamedTuple):
         left = left.add_(rows, alpha=y.shape[1])
         right = left + 1
         ends = (v.flatten().index_select(0, i) for v in (y, *slopes) for i in (left, right))
-        return cls(rows, *ends)
+        return cls(rows, left, *ends)
 
     def pick(self, mask: Tensor) -> Cells:
         """Pick those where ``mask`` (Q,) is true."""

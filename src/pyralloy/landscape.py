@@ -106,6 +106,7 @@ def _survey(table: Table, part: slice, window: Window | None) -> _Survey:
     limits = everywhere if window is None else window(part, y, slopes)
     cells = Cells.between(y, slopes, touching(y, slopes, *limits))
     edges, rows, modes = _edges(some, y, slopes, (low, high), inner)
+    cells = cells._replace(origin=cells.origin + start * y.shape[1])
     cells, edges = (v._replace(rows=v.rows + start) for v in (cells, edges))
     return _Survey(limits, cells, edges, rows + start, modes)
 
@@ -162,7 +163,7 @@ def _edges(
         outer, next_to = (at, at, below, value), (at, y[:, i], value, slopes.value[:, i])
         for a, b, value_a, value_b in (outer, next_to):
             ends = (a, b, value_a, value_b) if i == 0 else (b, a, value_b, value_a)
-            cells.append(Cells(rows, *ends, *(unknown,) * 4))
+            cells.append(Cells(rows, torch.full_like(rows, -1), *ends, *(unknown,) * 4))
         # A circle has no ends, though it is cut.
         edge = bounded & (not table.family.support.circular)
         mode = edge & (fall > 0) & (value >= slopes.value[:, i])

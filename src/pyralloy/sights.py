@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from pyralloy.cells import Cells
 from pyralloy.table import Table
 
-__all__ = ["Sights", "Step", "look", "step", "unseen"]
+__all__ = ["Sights", "Step", "look", "recall", "step", "unseen"]
 
 #: What tangents may leave over, in nats and in mass, for parabolas to be exact: these leave over
 #: about the power 3/2 of it.
@@ -34,9 +35,9 @@ class Sights(NamedTuple):
         """Pick by number."""
         return Sights(*(v.index_select(0, where) for v in self))
 
-    def put(self, where: Tensor, new: Sights) -> Sights:
-        """Replace by number."""
-        return Sights(*(v.index_copy(0, where, n) for v, n in zip(self, new, strict=True)))
+    def put_(self, where: Tensor, new: Sights) -> Sights:
+        """Replace by number, in place."""
+        return Sights(*(v.index_copy_(0, where, n) for v, n in zip(self, new, strict=True)))
 
     def follow(self, t: Tensor) -> Followed:
         """Follow the parabola of each to where it is ``t`` (Q,)."""
@@ -97,8 +98,29 @@ def unseen(cells: Cells) -> Sights:
     return Sights(*(torch.full_like(cells.a, math.nan) for _ in Sights._fields))
 
 
+def recall(cells: Cells, glimpses: Sequence[tuple[Tensor, Sights]]) -> Sights:
+    """Give what was seen in cells (Q,) before they were split.
+
+    Args:
+        cells: Where sights are asked for.
+        glimpses: The numbers of the cells that these come from, and one sight in each.
+    """
+    origins, sights = zip(*glimpses, strict=True)
+    origin = torch.cat(origins)
+    sights = Sights(*(torch.cat(v) for v in zip(*sights, strict=True)))
+    count = int(torch.cat([origin, cells.origin]).max()) + 1 if len(cells.rows) else 0
+    number = torch.full((count + 1,), -1, dtype=origin.dtype, device=origin.device)
+    number[origin] = torch.arange(len(origin), device=origin.device)
+    seen, which = unseen(cells), number[cells.origin]
+    known = (which >= 0).nonzero()[:, 0]
+    there, which = cells.take(known), which[known]
+    y = sights.y.index_select(0, which)
+    inside = ((y >= there.a) & (y <= there.b)).nonzero()[:, 0]
+    return seen.put_(known[inside], sights.take(which[inside]))
+
+
 def look(table: Table, cells: Cells, t: Tensor, seen: Sights) -> Sights:
-    """Look again at the crossings (Q,) of thresholds (M,) that the last sight does not tell."""
+    """Look again at the crossings (Q,) of thresholds (M,) that ``seen`` does not tell: into it."""
     goal = t.index_select(0, cells.rows)
     again = (~seen.follow(goal).exact(cells)).nonzero()[:, 0]
     cells, goal, seen_there = cells.take(again), goal[again], seen.take(again)
@@ -108,7 +130,7 @@ def look(table: Table, cells: Cells, t: Tensor, seen: Sights) -> Sights:
     at, cdf = table.at(cells.rows, y)
     flat = cells.b <= cells.a  # an end of the support stays where it is
     value, second = (torch.where(flat, 0.0, v) for v in (at.value, at.second))
-    return seen.put(again, Sights(y, value, torch.where(flat, _STEEP, at.first), second, cdf))
+    return seen.put_(again, Sights(y, value, torch.where(flat, _STEEP, at.first), second, cdf))
 
 
 def step(cells: Cells, sights: Sights, t: Tensor, level: float) -> Step:
@@ -120,7 +142,10 @@ def step(cells: Cells, sights: Sights, t: Tensor, level: float) -> Step:
     rows = cells.rows
     _, shift, slope, off, pull = sights.follow(t.index_select(0, rows))
     side = torch.where(cells.value_a > cells.value_b, 1.0, -1.0).to(t)
-    moved = sights.value.exp() * shift * (1.0 + 0.5 * sights.first * shift)
+    # Of the exponential of a parabola: the tangent's in full, and what the bend adds.
+    rise = sights.first * shift
+    tangent = torch.where(rise == 0, 1.0, rise.expm1() / rise)
+    moved = sights.value.exp() * shift * (tangent + sights.second * shift.square() / 6)
     bend = pull * (1.0 - sights.second / slope.square())
     terms = torch.stack([side * (sights.cdf + moved), off * pull, pull, bend], -1)
     mass, off, pull, bend = t.new_zeros(len(t), 4).index_add_(0, rows, terms).unbind(-1)

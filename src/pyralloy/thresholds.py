@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pyralloy.cells import Cells
 from pyralloy.landscape import landscape, lay_out
-from pyralloy.sights import look, step, unseen
+from pyralloy.numerics import KEEP
+from pyralloy.sights import Sights, look, recall, step, unseen
 from pyralloy.slopes import Slopes
 from pyralloy.table import MAX_STEPS, Table
 
@@ -45,12 +46,15 @@ def find_region(table: Table, level: float) -> tuple[Tensor, Tensor, Tensor]:
         and the rows that are not done.
     """
     guesses: list[tuple[Tensor, Tensor]] = []
+    glimpses: list[tuple[Tensor, Sights]] = []
 
     def window(part: slice, y: Tensor, slopes: Slopes) -> tuple[Tensor, Tensor]:
         t = _first_threshold(y, slopes, level)
         above = slopes.value > t[:, None]
         cells = Cells.between(y, slopes, above[:, 1:] != above[:, :-1])
-        first = step(cells, look(table.take(part), cells, t, unseen(cells)), t, level)
+        sights = look(table.take(part), cells, t, unseen(cells))
+        glimpses.append((cells.origin + part.start * y.shape[1], sights))
+        first = step(cells, sights, t, level)
         move = (first.t - t).abs()
         reach = _LEAST + _EACH * first.off + move
         reach = torch.where(reach < _MOST, reach, _MOST)
@@ -62,7 +66,7 @@ def find_region(table: Table, level: float) -> tuple[Tensor, Tensor, Tensor]:
     t, reach = (torch.cat(v) for v in zip(*guesses, strict=True))
     known, threshold, guessed = t.isfinite(), torch.full_like(t, math.nan), t
     low, high = torch.full_like(t, -math.inf), torch.full_like(t, math.inf)
-    seen, rows, found = unseen(cells), [], []
+    seen, rows, found, count = recall(cells, glimpses), [], [], len(t)
     for _ in range(_STEPS):
         crossed = cells.crossed(t.index_select(0, cells.rows))
         which = crossed.nonzero()[:, 0]
@@ -80,10 +84,13 @@ def find_region(table: Table, level: float) -> tuple[Tensor, Tensor, Tensor]:
         rows.append(now.rows[ended])
         found.append(new.y[ended])
         t = torch.where(done | ~((t - guessed).abs() <= reach), math.nan, t)
-        keep = (~t.isnan()).index_select(0, cells.rows).nonzero()[:, 0]
-        if len(keep) == 0:
+        left = ~t.isnan()
+        if not bool(left.any()):
             break
-        cells, seen = cells.take(keep), seen.put(which, sights).take(keep)
+        seen.put_(which, sights)
+        if int(left.sum()) < KEEP * count:  # copying what is left costs about as much as a round
+            keep = left.index_select(0, cells.rows).nonzero()[:, 0]
+            cells, seen, count = cells.take(keep), seen.take(keep), int(left.sum())
     left = (known & threshold.isnan()).nonzero()[:, 0]
     return _intervals(torch.cat(rows), torch.cat(found), len(table)), threshold, left
 
