@@ -93,26 +93,29 @@ class NormalFamily(Family):
             forecast ensemble verification. QJRMS 132. doi:10.1256/qj.05.235
         """
         shared = torch.broadcast_tensors(weights, component.loc, component.scale)
+        count, half = shared[0].shape[-1], shared[0].shape[-1] // 2
         # Components lead, (K, ...), so that a pair of slices is every component beside another: no
-        # gathers, and sums over pairs run along whole vectors.
-        w, loc, scale = (v.movedim(-1, 0).contiguous() for v in shared)
-        count = len(loc)
-        total = add_up(w.square() * scale) / math.sqrt(math.pi)
+        # gathers, and sums over pairs run along whole vectors. The first ones follow the last.
+        round_ = (v.movedim(-1, 0) for v in shared)
+        w_on, loc_on, scale_on = (torch.cat([v, v[:half]]) for v in round_)
         # Of the variance; the least number keeps a pair of needles of one place from 0 / 0.
-        double = 2 * scale.square() + torch.finfo(scale.dtype).tiny
-        w_on, loc_on, double_on = (torch.cat([v, v[: count // 2]]) for v in (w, loc, double))
-        half, room = count // 2, _room(w, loc, double)
-        partner = torch.zeros_like(w)
+        double_on = 2 * scale_on.square() + torch.finfo(scale_on.dtype).tiny
+        w, loc, double = (v[:count] for v in (w_on, loc_on, double_on))
+        room = _room(w, loc, double)
+        beside = w * scale_on[:count] / math.sqrt(math.pi)  # what each meets, itself to begin with
         for shift in range(1, (count + 1) // 2):
             on = slice(shift, shift + count)
             gap = torch.sub(loc_on[on], loc, out=room[0])
             both = torch.add(double_on[on], double, out=room[1])
             pairs = _expected_distance(gap, both, room[2:])
-            sums = None if room[0] is None else partner
-            partner = torch.addcmul(partner, w_on[on], pairs, out=sums)
-        total = total + add_up(w * partner)
+            sums = None if room[0] is None else beside
+            beside = torch.addcmul(beside, w_on[on], pairs, out=sums)
+        total = add_up(w * beside)
         if count % 2 == 0:  # halfway round, where every pair would come twice
-            pairs = _expected_distance(loc[half:] - loc[:half], double[half:] + double[:half])
+            few = [None if v is None else v[:half] for v in room]
+            gap = torch.sub(loc[half:], loc[:half], out=few[0])
+            both = torch.add(double[half:], double[:half], out=few[1])
+            pairs = _expected_distance(gap, both, few[2:])
             total = total + add_up(w[half:] * w[:half] * pairs)
         return total
 
