@@ -124,6 +124,7 @@ def invert_monotone(
     high: Tensor,
     *,
     max_steps: int = 200,
+    resolution: float = 0.0,
 ) -> Tensor:
     """Solve ``function(y, row) = target`` for a nondecreasing function, row by row, in a bracket.
 
@@ -138,6 +139,8 @@ def invert_monotone(
         low: Lower ends of the brackets, shape ``(M,)``, with ``function(low) <= target``.
         high: Upper ends, shape ``(M,)``, with ``function(high) >= target``.
         max_steps: Bound on the iterations; bisection alone needs about 60 in float64.
+        resolution: A bracket as narrow as this is not split further: where the function is known
+            to fewer digits than its dtype has, more would be spent on its rounding.
 
     Returns:
         The solutions, shape ``(M,)``.
@@ -174,7 +177,8 @@ def invert_monotone(
         b, fb = torch.lerp(a, b, same), torch.lerp(fa, fb, same)
         a, fa = middle, fm
         best = torch.lerp(b, a, holds(torch.lt, fa.abs(), fb.abs()))
-        smallest = eps * (best.abs() + torch.finfo(a.dtype).tiny) / (b - a).abs()
+        finest = eps * (best.abs() + torch.finfo(a.dtype).tiny)
+        smallest = finest.clamp_min(resolution) / (b - a).abs()
         # Relative to the target, or small probabilities would keep few of their digits.
         done = (smallest > 0.5) | (fm.abs() <= 2 * eps * goal.abs())
         solved = (done > frozen).nonzero()[:, 0]

@@ -187,7 +187,9 @@ def _wide(total: Callable[[Tensor], Tensor], like: Tensor, members: int = 1) -> 
     if not (math.isfinite(low) and math.isfinite(high)):
         return 0.0
     if low < 0.0 < high:
-        amount = float(invert_monotone(slope, torch.zeros_like(ends[0]), *ends))
+        zero, finest = torch.zeros_like(ends[0]), torch.finfo(like.dtype).eps ** (2 / 3)
+        # Any finer, and it is the rounding of the slope that is solved.
+        amount = float(invert_monotone(slope, zero, *ends, resolution=finest))
     else:
         amount = LEAST if low >= 0.0 else MOST
     best = torch.full_like(ends[0], amount)
