@@ -8,7 +8,7 @@ A network of 100 ReLU and 20 components. The hand-written loop is the classic no
 `exp` scales, `-log(1e-3 + p)`, `zero_grad`, `backward` and `torch.optim.Adam`. All run in turn in
 one process on one thread; a figure is the median over rounds of the ratio of CPU seconds a step to
 those of the hand-written loop in the same round. Compiling is not counted here; with `--auto`
-everything is, by the clock on the wall, each fit in a fresh process.
+everything is, by the clock on the wall, each fit in a fresh process; short fits several times.
 """
 
 import argparse
@@ -42,7 +42,10 @@ ASKED = {
     "mean-field, compiled": {32: 0.60, 2500: 0.60, 65_536: 0.68},
     "low-rank, compiled": {2500: 1.0},
 }
-AUTO_STEPS = (100, 1000, 3000, 10_000, 30_000)
+AUTO_STEPS = (100, 300, 1000, 3000, 10_000, 30_000)
+MODES = {"always": True, "never": False, "auto": "auto"}
+#: Rounds where the better choice takes less than so many seconds.
+ROUNDS, SHORT = 7, 10.0
 
 
 class ByHand:
@@ -192,20 +195,33 @@ def in_fresh_process(steps, *, cache, compiling):
     return float(ran.stdout)
 
 
+def whole_fits(steps, warm):
+    """Give the wall seconds of fits by mode, medians over rounds.
+
+    A fit of a second takes half as long again where another process comes in between: such fits
+    are taken in turn, several times. What took twice the best at once is not taken again.
+    """
+    taken = {mode: [] for mode in MODES}
+    with tempfile.TemporaryDirectory() as cache:
+        if warm:
+            in_fresh_process(100, cache=cache, compiling=True)
+        for _ in range(ROUNDS):
+            best = min((found[0] for found in taken.values() if found), default=0.0)
+            for mode, found in taken.items():
+                if found and (best > SHORT or (mode != "auto" and found[0] > 2.0 * best)):
+                    continue
+                with tempfile.TemporaryDirectory() as other:
+                    place = cache if warm else other
+                    found.append(in_fresh_process(steps, cache=place, compiling=MODES[mode]))
+    return {mode: statistics.median(found) for mode, found in taken.items()}
+
+
 def auto():
     kept = True
     print(f"{'wall seconds':24}{'always':>9}{'never':>9}{'auto':>9}{'auto / better':>15}")
     for state in ("cold", "warm"):
         for steps in AUTO_STEPS:
-            taken = {}
-            with tempfile.TemporaryDirectory() as cache:
-                if state == "warm":
-                    in_fresh_process(100, cache=cache, compiling=True)
-                for name, compiling in (("always", True), ("never", False), ("auto", "auto")):
-                    with tempfile.TemporaryDirectory() as other:
-                        taken[name] = in_fresh_process(
-                            steps, cache=cache if state == "warm" else other, compiling=compiling
-                        )
+            taken = whole_fits(steps, state == "warm")
             ratio = taken["auto"] / min(taken["always"], taken["never"])
             kept &= ratio <= 1.15
             cells = "".join(f"{v:9.1f}" for v in taken.values())

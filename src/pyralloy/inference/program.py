@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import math
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -27,13 +29,17 @@ __all__ = ["GraphWarning", "Program"]
 Function = Callable[..., Tensor]
 
 #: Seconds that capturing a graph takes; the first of a process imports what captures.
-CAPTURE, FIRST_CAPTURE = 0.15, 1.5
+CAPTURE, FIRST_CAPTURE = 0.2, 2.0
 #: What of an eager call a graph saves: a share of it, and no more seconds than Python can waste.
 SAVED, MOST_SAVED = 0.5, 1e-3
-#: Calls that are timed before it is decided whether to compile.
-TIMED = 20
-#: Seconds that compiling takes where nothing is known: anew, from the disk, and the imports.
-ANEW, AGAIN, IMPORTS = 15.0, 0.7, 2.5
+#: Calls that are timed before it is decided by what is left of them.
+TIMED = 50
+#: Seconds that compiling takes where a capture takes those: anew, from the disk, and the imports.
+ANEW, AGAIN, IMPORTS = 14.0, 2.0, 1.7
+#: How many times as long as those a capture may take, and compiling is still taken to follow it.
+PACES = 1 / 3, 4.0
+#: What is imported when the first graph of a process is captured, and compiled.
+CAPTURER, COMPILER = "torch._dynamo", "torch._inductor.compile_fx"
 
 
 class GraphWarning(UserWarning):
@@ -49,7 +55,11 @@ class _Process:
 
     @property
     def price(self) -> float:
-        return CAPTURE if self.captured else FIRST_CAPTURE
+        return CAPTURE if self.ready else FIRST_CAPTURE
+
+    @property
+    def ready(self) -> bool:
+        return self.captured or CAPTURER in sys.modules
 
 
 _PROCESS = _Process()
@@ -61,7 +71,9 @@ class _Route:
 
     run: Function
     stage: str = "eager"
+    calls: int = 0
     seconds: float = 0.0  # that a graph would have saved
+    pace: float = 1.0  # of what its capture took, to what it takes where the constants are from
     timed: list[float] = field(default_factory=list)
 
 
@@ -69,11 +81,14 @@ class Program:
     """Run a function of tensors: as it stands, or as a graph once that pays.
 
     A graph holds the same operations in the same order, so its results are the function's to the
-    bit; it leaves out what Python does between them. It is captured when calls have cost, in what
-    it would have saved, what capturing costs: never more than twice the best that could be known
-    beforehand. Compiled, operations are fused and round otherwise; and so ``"auto"``, which decides
-    by the clock and by what the disk's cache holds, gives results that may differ from run to run
-    in their last bits.
+    bit; it leaves out what Python does between them. It is captured once the calls that are left
+    would repay it, or calls have cost, in what it would have saved, what capturing costs.
+
+    Compiled, operations are fused and round otherwise; and so ``"auto"``, which decides by the
+    clock and by what the disk's cache holds, gives results that may differ from run to run in their
+    last bits. It compiles where the calls that are left would save more seconds than compiling is
+    expected to take. These go with those that the capture took, which runs the same kind of Python
+    just before: on machines that are slow, or busy, both take longer, by about the same factor.
 
     Args:
         function: Of tensors, changing some of them in place, to a tensor. It must do the same at
@@ -94,7 +109,7 @@ class Program:
         aside: Callable[[], AbstractContextManager[Any]],
         agrees: Callable[[Function, tuple[Tensor, ...]], bool] | None = None,
     ) -> None:
-        self._function, self._compiling, self.left = function, compiling, 0
+        self._function, self._compiling, self.left, self._calls = function, compiling, 0, 0
         self._aside, self._agrees = aside, agrees
         self._routes: dict[tuple[torch.Size, ...], _Route] = {}
         self._failed = False
@@ -105,6 +120,7 @@ class Program:
         route = self._routes.get(key)
         if route is None:
             route = self._routes[key] = _Route(self._function)
+        self._calls, route.calls = self._calls + 1, route.calls + 1
         if route.stage != "settled":
             self._improve(route, tensors)
         if route.stage == "settled" or self._failed:
@@ -128,6 +144,10 @@ class Program:
                 self._compile(route, tensors)
             route.stage = "settled"
 
+    def _left(self, route: _Route) -> float:
+        """Give how many calls are left of these shapes, if they keep their share."""
+        return self.left * route.calls / self._calls
+
     # -- capture ----------------------------------------------------------------------------------
 
     def _capture_pays(self, route: _Route) -> bool:
@@ -137,12 +157,18 @@ class Program:
             return False
         saved = min(SAVED * route.timed[-1], MOST_SAVED)
         route.seconds += saved
-        if not _PROCESS.captured:
+        if not _PROCESS.ready:
             _PROCESS.seconds += saved
-        spent = route.seconds if _PROCESS.captured else _PROCESS.seconds
-        return spent >= _PROCESS.price and self.left * saved > CAPTURE
+        spent = route.seconds if _PROCESS.ready else _PROCESS.seconds
+        if spent >= _PROCESS.price:
+            return self._left(route) * saved > CAPTURE
+        if len(route.timed) < TIMED:
+            return False
+        saved = min(SAVED * statistics.median(route.timed), MOST_SAVED)
+        return self._left(route) * saved > _PROCESS.price
 
     def _capture(self, route: _Route, tensors: tuple[Tensor, ...]) -> None:
+        price, start = _PROCESS.price, time.perf_counter()
         try:
             with self._aside(), _quiet():
                 from torch.fx.experimental.proxy_tensor import make_fx
@@ -153,6 +179,8 @@ class Program:
         except Exception as error:  # noqa: BLE001 - whatever fails, the function itself can run
             self._fail("captured", error)
             return
+        least, most = PACES
+        route.pace = min(max((time.perf_counter() - start) / max(price, 1e-3), least), most)
         if self._agrees is not None and not self._agrees(graph, tensors):
             self._fail("captured", "its loss or gradient is not that of Pyro's Trace_ELBO")
             return
@@ -178,15 +206,19 @@ class Program:
         return self._compiling != "auto" or len(route.timed) >= TIMED
 
     def _compile_pays(self, route: _Route) -> bool:
-        captured = sorted(route.timed)[len(route.timed) // 2]
+        # The mean, as calls that wait for other processes count too: they do when compiling.
+        captured = statistics.fmean(route.timed)
         # Measured of networks of 6,000 weights, batches of 32 to 65,536: overheads vanish, mostly.
-        compiled = max(0.25 * captured, 0.8 * captured - 0.45e-3)
+        compiled = max(0.25 * captured, 0.8 * captured - 0.45e-3 * route.pace)
         note = _Note(route.run, torch.get_num_threads())
-        return note.seconds() < self.left * (captured - compiled)
+        return route.pace * note.seconds() < self._left(route) * (captured - compiled)
 
     def _compile(self, route: _Route, tensors: tuple[Tensor, ...]) -> None:
-        start, note = time.perf_counter(), _Note(route.run, torch.get_num_threads())
+        note = _Note(route.run, torch.get_num_threads())
         try:
+            with _quiet():
+                importlib.import_module(COMPILER)  # apart, as it is done once
+            start = time.perf_counter()
             # The noise of the graph as captured, draw for draw.
             options: dict[str, Any] = {"fallback_random": True}
             graph = pointwise(cast("fx.GraphModule", route.run))
@@ -202,7 +234,7 @@ class Program:
                 stacklevel=2,
             )
             return
-        note.write(time.perf_counter() - start)
+        note.write((time.perf_counter() - start) / route.pace)
         if self._agrees is None or self._agrees(compiled, tensors):
             route.run = compiled
 
@@ -225,14 +257,14 @@ class _Note:
         self._anew = self._folder / "pyralloy-anew"
 
     def seconds(self) -> float:
-        """Estimate the seconds that compiling would take now."""
-        imports = 0.0 if "torch._inductor.compile_fx" in sys.modules else IMPORTS
+        """Estimate the seconds that compiling would take now, at a pace of one."""
+        imports = 0.0 if COMPILER in sys.modules else IMPORTS
         if self._file.exists():
             return AGAIN + imports
         return _read(self._anew, ANEW) + imports
 
     def write(self, seconds: float) -> None:
-        """Note that the graph was compiled, and how long that took if it was anew."""
+        """Note that the graph was compiled, and how long that took, at that pace, if anew."""
         try:
             if not self._file.exists() and self._folder.is_dir():
                 self._anew.write_text(json.dumps(seconds))
