@@ -1,6 +1,7 @@
 """Does a posterior predict better than the one best set of weights, and at what cost?
 
-    python benchmarks/bayes.py [few] [reference] [cost] [chains] [--repeats 20] [--only NAME ...]
+    python benchmarks/bayes.py [few] [reference] [cost] [chains] [--repeats 20] [--first 0]
+                               [--only NAME ...]
 
 - few: 100 training rows of the inverse sinusoid, drawn anew `--repeats` times. Each method beside
   maximum likelihood with the defaults on the same rows: the mean difference, paired, with its
@@ -105,11 +106,11 @@ def nll(fit, fresh, draws=100):
     return total / len(fresh.y)
 
 
-def compare(rows, fresh, methods, repeats):
+def compare(rows, fresh, methods, seeds):
     fresh = pa.datasets.inverse_sinusoid(fresh, seed=10_000)
     scores = {name: [] for name in methods}
     seconds = dict.fromkeys(methods, 0.0)
-    for seed in range(repeats):
+    for seed in seeds:
         problem = pa.datasets.inverse_sinusoid(rows, seed=seed)
         for name, method in methods.items():
             start = time.process_time()
@@ -125,7 +126,7 @@ def compare(rows, fresh, methods, repeats):
         error = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else np.nan
         print(
             f"{name:30s} {np.mean(values):7.4f}   {gain.mean():8.4f} ({error:.4f})"
-            f"     {seconds[name] / repeats:7.1f} {seconds[name] / seconds['ml']:7.1f}"
+            f"     {seconds[name] / len(seeds):7.1f} {seconds[name] / seconds['ml']:7.1f}"
         )
 
 
@@ -149,6 +150,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("problems", nargs="*", default=[*PROBLEMS, "chains"])
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first repeat")
     parser.add_argument("--only", nargs="*")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -158,8 +160,9 @@ def main():
             continue
         rows, fresh, methods = PROBLEMS[name]
         chosen = arguments.only or methods
+        seeds = range(arguments.first, arguments.first + arguments.repeats)
         print(f"{name}: {rows} rows, {arguments.repeats} repeats, {fresh} fresh rows")
-        compare(rows, fresh, {n: methods[n] for n in chosen}, arguments.repeats)
+        compare(rows, fresh, {n: methods[n] for n in chosen}, seeds)
 
 
 if __name__ == "__main__":
