@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 import pyralloy as pa
 from pyralloy.families import FAMILIES
 from pyralloy.inference import program
-from pyralloy.inference.engine import PART, Engine, adam
+from pyralloy.inference.engine import PART, Engine, adam, rates_of
 from pyralloy.inference.graphs import pointwise, simplify
 from pyralloy.inference.objective import (
     FlatParameters,
@@ -186,9 +186,20 @@ def test_adam_is_torchs_adam():
         gradient = torch.randn(5, generator=generator, dtype=F64)
         theirs.grad = gradient.clone()
         optimiser.step()
-        rates = torch.tensor([rate / (1 - 0.9**step), math.sqrt(1 - 0.999**step)], dtype=F64)
-        adam(mine, mean, square, gradient, rates)
+        adam(mine, mean, square, gradient, rates_of(step, rate, mine)[:2])
         assert torch.allclose(mine, theirs.detach(), atol=1e-12)
+    before = mine.clone()
+    adam(mine, mean, square, torch.zeros(5, dtype=F64), rates_of(21, 0.0, mine)[:2])
+    assert torch.equal(mine, before)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.0])
+def test_adam_leaves_alone_what_never_had_a_gradient(rate):
+    mine, mean, square = torch.tensor([1.0, 2.0]), torch.zeros(2), torch.zeros(2)
+    for step in range(1, 4):
+        adam(mine, mean, square, torch.tensor([0.0, 1.0]), rates_of(step, rate, mine)[:2])
+    assert float(mine[0]) == 1.0
+    assert math.isclose(float(mine[1]), 2.0 - 3 * rate, rel_tol=1e-6)
 
 
 def advance(name, batch, compiling=False, steps=12, clip=None, dtype=F32):
