@@ -378,6 +378,27 @@ def test_products_with_a_side_of_one_are_written_for_a_compiler():
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_memory_is_written_again_only_where_nothing_reads_it():
+    """Of a graph with views of results, operands that come back and an input that is changed."""
+
+    def function(x, y):
+        z = x * y  # (3, 4), read at last, through a view
+        turned, whole = z.T, z.exp()
+        left, right = (whole + 1.0).split(2, 1)
+        wide = left.sum(1, keepdim=True) - torch.cat([right.neg().cos(), right], 1)
+        y.add_(wide.sum())
+        return (y - wide.abs()) * turned.T.sin() + x * wide.square()
+
+    inputs = torch.randn(3, 4), torch.randn(3, 4)
+    graph = simplify(make_fx(function)(*(t.clone() for t in inputs)), inputs)
+    (x, y), (other_x, other_y) = ([t.clone() for t in inputs] for _ in range(2))
+    for _ in range(2):
+        assert torch.equal(graph(x, y), function(other_x, other_y))
+        assert torch.equal(x, other_x) and torch.equal(y, other_y)
+    packets = [str(getattr(n.target, "overloadpacket", "")) for n in graph.graph.nodes]
+    assert sum(packet.endswith("_") for packet in packets) >= 6  # one of them the function's own
+
+
 def test_a_graph_that_gives_something_else_is_refused(eager_costs_nothing):
     calls = Program(
         lambda x: x * 2,
