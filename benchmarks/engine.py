@@ -2,6 +2,7 @@
 
     python benchmarks/engine.py            one step, at batches of 32 to 65,536 rows
     python benchmarks/engine.py --auto     whole fits: compile="auto" beside always and never
+    python benchmarks/engine.py --members  ten members side by side, beside ten steps of one
     python benchmarks/engine.py --device cuda     one step on a GPU, by the clock on the wall
 
 A network of 100 ReLU and 20 components. The hand-written loop is the classic notebook's, with
@@ -31,7 +32,9 @@ from torch import nn
 import pyralloy as pa
 from pyralloy.inference import program
 from pyralloy.inference.engine import Engine
+from pyralloy.inference.lanes import Lanes
 from pyralloy.inference.objective import FlatParameters, Objective, empty_guide, pyro_runtime
+from pyralloy.inference.training import Plan
 
 HIDDEN, COMPONENTS, ROWS = 100, 20, 65_536
 BATCHES = {32: 150, 256: 100, 2500: 20, 65_536: 1}
@@ -42,6 +45,8 @@ ASKED = {
     "mean-field, compiled": {32: 0.60, 2500: 0.60, 65_536: 0.68},
     "low-rank, compiled": {2500: 1.0},
 }
+#: Members of an ensemble, and how many times faster than one by one they are to be, by batch.
+MEMBERS, FASTER = 10, {32: 6.0, 250: 2.5}
 AUTO_STEPS = (100, 300, 1000, 3000, 10_000, 30_000)
 MODES = {"always": True, "never": False, "auto": "auto"}
 #: Rounds where the better choice takes less than so many seconds.
@@ -169,6 +174,44 @@ def one_step(rounds, device):
     return kept
 
 
+# -- members side by side -------------------------------------------------------------------------
+
+
+def measure_members(batch_size, kind, rounds):
+    """Give seconds of ten steps of one network, and of one step of ten, a pair a round."""
+    device, repeats = torch.device("cpu"), 1600 // batch_size + 5
+    x, y = torch.randn(MEMBERS, batch_size, 1), torch.randn(MEMBERS, batch_size)
+    plan = Plan(1e-5, batch_size, 1_000_000, every=1, compile=kind == "compiled")
+    with pyro_runtime():
+        alone = make_step(kind, None, (x[0], y[0]))
+        lanes = Lanes([make_model() for _ in range(MEMBERS)], ROWS, plan)
+
+        def together():
+            return lanes.step((x, y), 1e-5)
+
+        seconds(together, 3, device)
+        return [
+            (MEMBERS * seconds(alone, 2 * repeats, device), seconds(together, repeats, device))
+            for _ in range(rounds)
+        ]
+
+
+def members(rounds):
+    program._PROCESS.captured, program.CAPTURE = True, 0.0
+    kept = True
+    print(f"{'one by one / side by side':28}" + "".join(f"{b:>18,}" for b in FASTER))
+    for kind in ("captured", "compiled"):
+        cells = []
+        for size, asked in FASTER.items():
+            pairs = measure_members(size, kind, rounds)
+            value = statistics.median(one / many for one, many in pairs)
+            held = kind == "captured"
+            kept &= value >= asked or not held
+            cells.append(f"{value:.2f}" + (f" (>= {asked:g})" if held else ""))
+        print(f"{kind:28}" + "".join(f"{c:>18}" for c in cells), flush=True)
+    return kept
+
+
 # -- whole fits -----------------------------------------------------------------------------------
 
 
@@ -235,6 +278,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--auto", action="store_true", help="whole fits instead of one step")
+    parser.add_argument("--members", action="store_true", help="steps of ten members at once")
     parser.add_argument("--fit", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -242,6 +286,8 @@ def main():
     if options.fit:
         time_fit(int(options.fit[0]), json.loads(options.fit[1]))
         return 0
+    if options.members:
+        return 0 if members(options.rounds) else 1
     return 0 if (auto() if options.auto else one_step(options.rounds, options.device)) else 1
 
 

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 import pyralloy as pa
 from pyralloy.families import FAMILIES
 from pyralloy.inference import program
-from pyralloy.inference.engine import PART, Engine, adam
+from pyralloy.inference.engine import PART, Engine, adam, rates_of
 from pyralloy.inference.graphs import pointwise, simplify
 from pyralloy.inference.objective import (
     FlatParameters,
@@ -186,9 +186,20 @@ def test_adam_is_torchs_adam():
         gradient = torch.randn(5, generator=generator, dtype=F64)
         theirs.grad = gradient.clone()
         optimiser.step()
-        rates = torch.tensor([rate / (1 - 0.9**step), math.sqrt(1 - 0.999**step)], dtype=F64)
-        adam(mine, mean, square, gradient, rates)
+        adam(mine, mean, square, gradient, rates_of(step, rate, mine)[:2])
         assert torch.allclose(mine, theirs.detach(), atol=1e-12)
+    before = mine.clone()
+    adam(mine, mean, square, torch.zeros(5, dtype=F64), rates_of(21, 0.0, mine)[:2])
+    assert torch.equal(mine, before)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.0])
+def test_adam_leaves_alone_what_never_had_a_gradient(rate):
+    mine, mean, square = torch.tensor([1.0, 2.0]), torch.zeros(2), torch.zeros(2)
+    for step in range(1, 4):
+        adam(mine, mean, square, torch.tensor([0.0, 1.0]), rates_of(step, rate, mine)[:2])
+    assert float(mine[0]) == 1.0
+    assert math.isclose(float(mine[1]), 2.0 - 3 * rate, rel_tol=1e-6)
 
 
 def advance(name, batch, compiling=False, steps=12, clip=None, dtype=F32):
@@ -365,6 +376,27 @@ def test_products_with_a_side_of_one_are_written_for_a_compiler():
     ours, theirs = (pytree.tree_leaves(g(*inputs)) for g in (made, graph))
     for found, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_memory_is_written_again_only_where_nothing_reads_it():
+    """Of a graph with views of results, operands that come back and an input that is changed."""
+
+    def function(x, y):
+        z = x * y  # (3, 4), read at last, through a view
+        turned, whole = z.T, z.exp()
+        left, right = (whole + 1.0).split(2, 1)
+        wide = left.sum(1, keepdim=True) - torch.cat([right.neg().cos(), right], 1)
+        y.add_(wide.sum())
+        return (y - wide.abs()) * turned.T.sin() + x * wide.square()
+
+    inputs = torch.randn(3, 4), torch.randn(3, 4)
+    graph = simplify(make_fx(function)(*(t.clone() for t in inputs)), inputs)
+    (x, y), (other_x, other_y) = ([t.clone() for t in inputs] for _ in range(2))
+    for _ in range(2):
+        assert torch.equal(graph(x, y), function(other_x, other_y))
+        assert torch.equal(x, other_x) and torch.equal(y, other_y)
+    packets = [str(getattr(n.target, "overloadpacket", "")) for n in graph.graph.nodes]
+    assert sum(packet.endswith("_") for packet in packets) >= 6  # one of them the function's own
 
 
 def test_a_graph_that_gives_something_else_is_refused(eager_costs_nothing):

@@ -1,5 +1,6 @@
 """Ensembles: members trained side by side are the members trained alone, pooled exactly."""
 
+import contextlib
 import itertools
 import math
 
@@ -11,12 +12,14 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import nn
 
 import pyralloy as pa
+from pyralloy.inference import program
 from pyralloy.inference.batches import Batches
 from pyralloy.inference.crew import gather_crew
 from pyralloy.inference.ensemble import side_by_side
 from pyralloy.inference.interrupts import Stop
 from pyralloy.inference.lanes import Lanes
 from pyralloy.inference.objective import pyro_runtime
+from pyralloy.inference.products import Products
 from pyralloy.inference.rows import Rows, folds
 from pyralloy.inference.svi import fit_weights
 from pyralloy.inference.training import Plan
@@ -81,6 +84,64 @@ def test_in_single_precision_members_stay_close_for_a_hundred_steps():
         for name, weight in alone.model.weights().items():
             gaps.append(float((together.weights()[name][number] - weight.detach()).abs().max()))
     assert max(gaps) < 1e-4
+
+
+def make_bent(seed):
+    """Give a network whose units bend at rows, where a last bit says on which side a row is."""
+    trunk = pa.networks.MLP(1, hidden=(100,), activation=nn.ReLU)
+    return pa.MDN(trunk, pa.MixtureHead(100, components=20))
+
+
+@pytest.mark.parametrize("batch_size", [32, 250])
+def test_units_that_bend_at_rows_are_those_of_a_member_alone(batch_size):
+    options = {"validation": None, "max_steps": 100, "batch_size": batch_size}
+    together = run(make_bent, **options).weights()
+    for number, seed in enumerate(seeds_of(3)):
+        alone = pa.fit(make_bent(seed), PROBLEM.x, PROBLEM.y, seed=seed, progress=False, **options)
+        for name, weight in alone.model.weights().items():
+            assert float((together[name][number] - weight.detach()).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("features", [1, 3])
+def test_layers_of_lanes_have_the_gradients_that_vmap_gives(features):
+    torch.manual_seed(0)
+    sizes = (4, 30, features), (4, 8, features), (4, 8), (4, 6, 8), (4, 6, 1)
+    inputs = [torch.randn(size, dtype=F64, requires_grad=True) for size in sizes]
+
+    def loss(x, first, bias, second, constant):
+        features = nn.functional.linear(x, first, bias).tanh()
+        return torch.addmm(constant, second, features.T).sigmoid().log().sum()
+
+    def gradients(context):
+        with context:
+            losses = torch.vmap(loss)(*inputs)
+        return losses, *torch.autograd.grad(losses.sum(), inputs)
+
+    pairs = zip(gradients(Products()), gradients(contextlib.nullcontext()), strict=True)
+    for found, expected in pairs:
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_what_lanes_share_has_the_gradient_of_all():
+    weight = torch.randn(3, 2, dtype=F64, requires_grad=True)
+    bias = torch.zeros(3, dtype=F64, requires_grad=True)
+    x = torch.randn(4, 5, 2, dtype=F64)
+    with Products():
+        found = torch.vmap(lambda one: nn.functional.linear(one, weight, bias))(x)
+    assert torch.allclose(found, nn.functional.linear(x, weight, bias))
+    (slope,) = torch.autograd.grad(found.square().sum(), weight)
+    (expected,) = torch.autograd.grad(nn.functional.linear(x, weight).square().sum(), weight)
+    assert torch.allclose(slope, expected)
+
+
+def test_captured_lanes_are_those_as_they_stand_to_the_bit(monkeypatch):
+    def weights(price):
+        monkeypatch.setattr(program._PROCESS, "captured", True)
+        monkeypatch.setattr(program, "CAPTURE", price)
+        return run(make_bent, max_steps=30, clip=0.5).weights()
+
+    captured, eager = weights(0.0), weights(math.inf)
+    assert all(torch.equal(captured[name], eager[name]) for name in eager)
 
 
 def test_lanes_take_the_same_step_whatever_is_beside_them():

@@ -36,24 +36,27 @@ def adam(vector: Tensor, mean: Tensor, square: Tensor, gradient: Tensor, rates: 
         mean: Running mean of the gradients, likewise.
         square: Running mean of their squares.
         gradient: At ``vector``; overwritten.
-        rates: The learning rate over the bias of the mean, and the root of the square's bias, (2,).
+        rates: The first two of :func:`rates_of`.
 
     References:
         Kingma, D. P., & Ba, J. (2015). Adam: a method for stochastic optimization. ICLR.
         arXiv:1412.6980
     """
-    rate, bias = rates.unbind()
+    bias, least = rates.unbind()
     mean.lerp_(gradient, 1.0 - MEAN_DECAY)
     square.mul_(SQUARE_DECAY).addcmul_(gradient, gradient, value=1.0 - SQUARE_DECAY)
     # Into the gradient, which is used up: memory of that size is slow to come by.
-    spread = torch.sqrt(square, out=gradient).div_(bias).add_(EPSILON)
-    vector.addcdiv_(mean, spread.div_(rate), value=-1.0)
+    # By its reciprocal: a root by itself is torch's slowest operation where some numbers are zero.
+    spread = torch.rsqrt(square, out=gradient).mul_(bias).reciprocal_().add_(least)
+    vector.addcdiv_(mean, spread, value=-1.0)
 
 
 def rates_of(step: int, learning_rate: float, like: Tensor) -> Tensor:
-    """Give what a step needs beside the gradient, shape (3,).
+    r"""Give what a step needs beside the gradient, shape (3,).
 
-    Two numbers for :func:`adam`, and the share of the new weights in their running average.
+    By two numbers :func:`adam` goes: of the rate :math:`\eta`, over the bias of the mean, and the
+    root b of the square's bias they are :math:`\eta b` and :math:`\epsilon / \eta`. The third is
+    the share of the new weights in their running average.
 
     Args:
         step: Counted from 1.
@@ -61,9 +64,12 @@ def rates_of(step: int, learning_rate: float, like: Tensor) -> Tensor:
         like: A tensor of the dtype and device to use.
     """
     rate = learning_rate / (1.0 - MEAN_DECAY**step)
-    bias = math.sqrt(1.0 - SQUARE_DECAY**step)
+    bias = rate * math.sqrt(1.0 - SQUARE_DECAY**step)
+    # Infinite where nothing is to move: the product of no rate and no gradient is no number.
+    still = bias < torch.finfo(like.dtype).tiny
+    bias, least = (1.0, math.inf) if still else (bias, EPSILON / rate)
     share = max(1.0 - AVERAGING, 9.0 / (9.0 + step))
-    return torch.tensor([rate, bias, share], dtype=like.dtype, device=like.device)
+    return torch.tensor([bias, least, share], dtype=like.dtype, device=like.device)
 
 
 class Engine:

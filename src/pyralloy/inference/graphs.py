@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 from torch.fx.passes.shape_prop import ShapeProp
 
+from pyralloy.inference.reuse import reuse_memory
+
 __all__ = ["pointwise", "simplify"]
 
 ATEN = torch.ops.aten
 #: Operations that give their first argument back where the shape stays, or the number is neutral.
-RESHAPES = {ATEN.view.default, ATEN._unsafe_view.default, ATEN.expand.default}
+RESHAPES = {
+    ATEN.view.default,
+    ATEN._unsafe_view.default,
+    ATEN.expand.default,
+    ATEN.detach.default,
+}
+#: Products of matrices, of one or of several side by side, with what is added to them before.
+PRODUCTS = {ATEN.mm.default, ATEN.addmm.default, ATEN.bmm.default, ATEN.baddbmm.default}
 NEUTRAL: dict[Any, float] = {
     ATEN.mul.Tensor: 1,
     ATEN.mul.Scalar: 1,
@@ -41,8 +50,10 @@ def simplify(graph: fx.GraphModule, tensors: tuple[Tensor, ...]) -> fx.GraphModu
         if source is not None:
             node.replace_all_uses_with(source)
             graph.graph.erase_node(node)
+    _join_permutations(graph.graph)
     _merge_repetitions(graph.graph)
     graph.graph.eliminate_dead_code()
+    reuse_memory(graph.graph)
     graph.recompile()
     return graph
 
@@ -62,25 +73,38 @@ def pointwise(graph: fx.GraphModule) -> fx.GraphModule:
     """
     made = fx.GraphModule(graph, copy.deepcopy(graph.graph))
     for node in list(made.graph.nodes):
-        if node.target not in (ATEN.mm.default, ATEN.addmm.default) or node.kwargs:
-            continue
-        *bias, left, right = node.args
-        shared, columns = (side.meta["tensor_meta"].shape[-1] for side in (left, right))
-        with made.graph.inserting_before(node):
-            if shared == 1:
-                found = made.graph.call_function(ATEN.mul.Tensor, (left, right))
-            elif columns == 1:
-                turned = made.graph.call_function(ATEN.t.default, (right,))
-                each = made.graph.call_function(ATEN.mul.Tensor, (left, turned))
-                found = made.graph.call_function(ATEN.sum.dim_IntList, (each, [1], True))
-            else:
-                continue
-            for b in bias:
-                found = made.graph.call_function(ATEN.add.Tensor, (found, b))
-        node.replace_all_uses_with(found)
-        made.graph.erase_node(node)
+        if node.target is ATEN.sigmoid.out:  # laid out for the bits of another code than its own
+            node.target, node.kwargs = ATEN.sigmoid.default, {}
+        elif node.target in PRODUCTS and not node.kwargs:
+            _as_numbers(made.graph, node)
+    made.graph.eliminate_dead_code()
     made.recompile()
     return made
+
+
+def _as_numbers(graph: fx.Graph, node: fx.Node) -> None:
+    """Write a product of matrices as one of numbers, if it has a side of one."""
+    *bias, left, right = cast("tuple[fx.Node, ...]", node.args)
+    rows, shared = left.meta["tensor_meta"].shape[-2:]
+    columns = right.meta["tensor_meta"].shape[-1]
+    if 1 not in (rows, shared, columns):
+        return
+
+    def call(target: Any, *args: Any) -> fx.Node:
+        return graph.call_function(target, args)
+
+    with graph.inserting_before(node):
+        if shared == 1:
+            found = call(ATEN.mul.Tensor, left, right)
+        else:
+            turned, dim = (right, -1) if columns == 1 else (left, -2)
+            other = left if columns == 1 else right
+            each = call(ATEN.mul.Tensor, other, call(ATEN.transpose.int, turned, -2, -1))
+            found = graph.call_function(ATEN.sum.dim_IntList, (each, [dim]), {"keepdim": True})
+        for b in bias:
+            found = call(ATEN.add.Tensor, found, b)
+    node.replace_all_uses_with(found)
+    graph.erase_node(node)
 
 
 def _source(node: fx.Node) -> Any:
@@ -122,6 +146,36 @@ def _shape(node: fx.Node) -> tuple[torch.Size, torch.dtype] | None:
 def _dtype(node: fx.Node) -> torch.dtype | None:
     found = _shape(node)
     return None if found is None else found[1]
+
+
+def _join_permutations(graph: fx.Graph) -> None:
+    """Let a permutation of a permutation, where dimensions are back in order, give its source."""
+    orders: dict[fx.Node, tuple[fx.Node, list[int]]] = {}
+    for node in list(graph.nodes):
+        order = _order(node)
+        if order is None:
+            continue
+        given = cast("fx.Node", node.args[0])
+        source, before = orders.get(given, (given, list(range(len(order)))))
+        order = [before[dim] for dim in order]
+        orders[node] = source, order
+        if order == sorted(order):
+            node.replace_all_uses_with(source)
+
+
+def _order(node: fx.Node) -> list[int] | None:
+    """Give which dimension of its source each of a permutation's is, or None."""
+    shape = _shape(node)
+    if shape is None or node.op != "call_function":
+        return None
+    order, given = list(range(len(shape[0]))), cast("tuple[Any, ...]", node.args)
+    if node.target is ATEN.permute.default:
+        return [order[dim] for dim in given[1]]
+    if node.target is ATEN.transpose.int:
+        first, second = given[1:]
+        order[first], order[second] = order[second], order[first]
+        return order
+    return order[::-1] if node.target is ATEN.t.default else None
 
 
 def _merge_repetitions(graph: fx.Graph) -> None:

@@ -7,12 +7,13 @@ from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vmap
+from torch.func import vmap
 from torch.nn.modules.dropout import _DropoutNd
 
 from pyralloy.inference.clipping import clip_norm
 from pyralloy.inference.engine import AGREEMENT, MEAN_DECAY, adam, rates_of
 from pyralloy.inference.objective import FlatParameters, Objective, empty_guide
+from pyralloy.inference.products import Products
 from pyralloy.inference.program import Program
 from pyralloy.inference.rows import Rows
 from pyralloy.inference.stretch import MOST_ROWS, gain, tried
@@ -113,9 +114,12 @@ class Lanes:
     def _advance(self, *tensors: Tensor) -> Tensor:
         weights, mean, square, average, rates, *batch = tensors
         with torch.enable_grad():
-            every = vmap(grad_and_value(self._loss), randomness="different")
-            gradients, losses = every(weights, *batch)
-        gradients = self._clipped(gradients)
+            leaf = weights.detach().requires_grad_()
+            with Products():
+                losses = vmap(self._loss, randomness="different")(leaf, *batch)
+            # Lanes do not touch: the gradient of their sum is each lane's own.
+            (gradients,) = torch.autograd.grad(losses, leaf, torch.ones_like(losses))
+        gradients, losses = self._clipped(gradients), losses.detach()
         adam(weights, mean, square, gradients, rates[:2])
         average.lerp_(weights, rates[2])
         return losses
