@@ -71,7 +71,7 @@ def condensed(y: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     variance. A cut is made where it most improves the likelihood of the rows, each under the Normal
     of its run, :math:`\sum_b n_b \log (n_b / \sigma_b)`: rows far out so get Normals of their own.
     Where no cut improves it any more, those that narrow the runs most go on towards the kernels
-    themselves, if a component more gains a nat.
+    themselves, to half as many or a quarter if a component more does not gain a nat.
 
     Args:
         y: Observations, shape (N,), at least two of them distinct.
@@ -88,10 +88,14 @@ def condensed(y: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     ordered = y.to(torch.float64).sort().values
     width = bandwidth(ordered)
-    few = _cut([ordered], count, width, entropy=True)
-    many = _cut(few, min(count, MOST_RUNS), width, entropy=False)
-    gain = _likelihood(ordered, many, width) - _likelihood(ordered, few, width)
-    runs = many if gain > len(many) - len(few) else few
+    runs = few = _cut([ordered], count, width, entropy=True)
+    least, finer = _likelihood(ordered, few, width), min(count, MOST_RUNS)
+    while finer > len(few):
+        many = _cut(few, finer, width, entropy=False)
+        if _likelihood(ordered, many, width) - least > len(many) - len(few):
+            runs = many
+            break
+        finer = finer // 2
     copies = [1] * len(runs)
     for _ in range(count - len(runs)):
         copies[max(range(len(runs)), key=lambda i: len(runs[i]) / copies[i])] += 1

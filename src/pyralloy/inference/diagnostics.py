@@ -14,7 +14,7 @@ from torch import Tensor
 from pyralloy.families import SCALE_FLOOR
 from pyralloy.families.contract import scale_bounds
 from pyralloy.inference.fit import Fit
-from pyralloy.inference.rows import Rows, copies
+from pyralloy.inference.rows import Rows, copies, without_copies
 from pyralloy.initialise import place_marginal
 from pyralloy.marginal import marginal_density
 from pyralloy.model import MDN
@@ -148,7 +148,7 @@ def _against_marginal(fit: Fit, trained: Rows, held_out: Rows | None) -> tuple[F
     model, support = fit.model, fit.model.head.family.support
     reference = trained if held_out is None else held_out
     blind = held_out is not None and len(held_out.y) < LEAST and _freedom(model, trained) > 0
-    reference = _without_copies(reference.spaced(MOST_COMPARED))
+    reference = without_copies(reference.spaced(MOST_COMPARED))
     learnt, shares = _scores(model, reference), _shares(reference)
     y = _by_weight(trained)
     marginal = marginal_density(spaced(y, MOST_COMPARED), circular=support.circular)
@@ -179,19 +179,6 @@ def _against_marginal(fit: Fit, trained: Rows, held_out: Rows | None) -> tuple[F
         return fit, [f"{worse}, though than any of {few}: take more, or another family."]
     fit = _restarted(fit, model.y_scaling.log_jacobian - float(shares @ still))
     return fit, [f"{worse}: the model now is the density of y that ignores x; {remedy}"]
-
-
-def _without_copies(rows: Rows) -> Rows:
-    """Give rows of which none repeats another: one of the weight of all, for it is one evidence."""
-    sets = copies(rows)
-    if sets is None:
-        return rows
-    numbers = sets.unique(return_inverse=True)[1]
-    count, place = int(numbers.max()) + 1, torch.arange(len(sets), device=sets.device)
-    first = torch.full_like(place, len(sets)).scatter_reduce(0, numbers, place, "amin")[:count]
-    total = torch.zeros(count, dtype=torch.float64, device=sets.device)
-    total.index_add_(0, numbers, _shares(rows))
-    return Rows(rows.x[first], rows.y[first], total)
 
 
 def _shares(rows: Rows) -> Tensor:

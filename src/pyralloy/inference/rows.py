@@ -28,6 +28,7 @@ __all__ = [
     "standardised",
     "weighted_alike",
     "weighted_mean",
+    "without_copies",
 ]
 
 #: Robust spreads from the median beyond which a y is refused: float32 holds seven digits, and one
@@ -206,6 +207,24 @@ def copies(rows: Rows) -> Tensor | None:
     same = (least == most)[x]
     sets = torch.where(same, x, len(size) + torch.arange(count, device=x.device))
     return sets if len(sets.unique()) <= (1 - COPIES) * count else None
+
+
+def without_copies(rows: Rows) -> Rows:
+    """Give rows of which none repeats another: one of the weight of all, for it is one evidence.
+
+    Weights are then of mean one, in float64.
+    """
+    sets = copies(rows)
+    if sets is None:
+        return rows
+    numbers = sets.unique(return_inverse=True)[1]
+    count, place = int(numbers.max()) + 1, torch.arange(len(sets), device=sets.device)
+    first = torch.full_like(place, len(sets)).scatter_reduce(0, numbers, place, "amin")[:count]
+    weights = torch.ones_like(rows.y[:, 0] if rows.y.ndim > 1 else rows.y)
+    weights = (weights if rows.weights is None else rows.weights).to(torch.float64)
+    total = torch.zeros(count, dtype=torch.float64, device=sets.device)
+    total.index_add_(0, numbers, weights)
+    return Rows(rows.x[first], rows.y[first], total / total.mean())
 
 
 def _together(sets: Tensor | None, order: Tensor, held: int) -> tuple[Tensor, int]:

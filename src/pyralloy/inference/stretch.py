@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from pyralloy.inference.rows import Rows, weighted_mean
+from pyralloy.inference.rows import Rows, weighted_mean, without_copies
 from pyralloy.mixture import Mixture
 from pyralloy.model import MDN, Outputs
 from pyralloy.networks import evaluating
@@ -95,7 +95,8 @@ def stretch(model: MDN, held_out: Rows | None, members: int = 1) -> float:
 
     Args:
         model: Trained by other rows; changed in place, where its components have widths at all.
-        held_out: Standardised; of more than 4,096 evenly spaced ones are looked at.
+        held_out: Standardised; of more than 4,096 evenly spaced ones are looked at. Copies count
+            once, as one evidence.
         members: Models that are to be pooled, this one among them, each of which held out other
             rows.
 
@@ -110,7 +111,7 @@ def stretch(model: MDN, held_out: Rows | None, members: int = 1) -> float:
     """
     if held_out is None or not model.head.stretches:
         return 0.0
-    x, y, *weights = held_out.spaced(MOST_ROWS).tensors()
+    x, y, *weights = without_copies(held_out.spaced(MOST_ROWS)).tensors()
     with evaluating(model):
         features = model.trunk(x)
 
@@ -144,7 +145,7 @@ def stretch_pools(
         return 0.0
     parts: list[tuple[MDN, tuple[Tensor, ...], Tensor, list[Tensor]]] = []
     for model, drawn, rows in zip(models, draws, held_out, strict=True):
-        x, y, *weights = rows.spaced(MOST_POOLED).tensors()
+        x, y, *weights = without_copies(rows.spaced(MOST_POOLED)).tensors()
         with evaluating(model):
             network = Outputs(model)
             made = torch.stack([functional_call(network, w, (x,))[1] for w in _each(drawn)])
