@@ -9,7 +9,7 @@ from torch import nn
 
 import pyralloy as pa
 from pyralloy.families import FAMILIES
-from pyralloy.inference.rows import Rows
+from pyralloy.inference.rows import Rows, weighted_alike
 from pyralloy.inference.stretch import (
     BEFORE,
     TRIED,
@@ -131,12 +131,27 @@ def test_members_stand_on_the_wide_side_by_the_error_of_their_mean(monkeypatch):
     assert among_four - likeliest == pytest.approx((alone - likeliest) / 2, rel=1e-6)
 
 
+def too_wide(rows):
+    """Draw rows that scatter more than the plain model says."""
+    model = make_model()
+    model.head.stretch(0.5)
+    return drawn(model, rows)
+
+
 def test_weights_count_rows():
-    rows = drawn(make_model(seed=3), 60)
-    twice = Rows(*(torch.cat([t, t[:20]]) for t in (rows.x, rows.y)))
-    weights = torch.ones(60, dtype=F64)
-    weights[:20] = 2.0
-    found = [stretch(make_model(), r) for r in (twice, Rows(rows.x, rows.y, weights))]
+    rows = too_wide(120)
+    twice = Rows(*(torch.cat([t, t[:40]]) for t in (rows.x, rows.y)))
+    weights = torch.ones(120, dtype=F64)
+    weights[:40] = 2.0
+    weighted = weighted_alike(Rows(rows.x, rows.y, weights))
+    found = [stretch(make_model(), r) for r in (twice, weighted)]
+    assert found[0] == pytest.approx(found[1], abs=1e-9) and found[0] != 0.0
+
+
+def test_copies_say_no_more_than_one_of_them():
+    rows = too_wide(120)
+    often = Rows(*(torch.cat([t] * 5) for t in (rows.x, rows.y)))
+    found = [stretch(make_model(), r) for r in (rows, often)]
     assert found[0] == pytest.approx(found[1], abs=1e-9) and found[0] != 0.0
 
 
