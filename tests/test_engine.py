@@ -399,6 +399,70 @@ def test_memory_is_written_again_only_where_nothing_reads_it():
     assert sum(packet.endswith("_") for packet in packets) >= 6  # one of them the function's own
 
 
+def mutated_zeros(x, y):
+    one, other = torch.zeros(3, 4), torch.zeros(3, 4)
+    return one.add_(x) + 2 * other
+
+
+def mutated_product(x, y):
+    one, other = x @ y.T, x @ y.T
+    return one.relu_() + other
+
+
+def mutated_copy(x, y):
+    return (x * 1.0).relu_() * x
+
+
+def mutated_source(x, y):
+    z = x * y
+    before = z + 0
+    z.mul_(2.0)
+    return before * z
+
+
+def mutated_view_of_a_copy(x, y):
+    before, after = x.clone(), x.clone()
+    after[:, :2].zero_()
+    return before - y * after
+
+
+def factor_of_the_second(x, y):
+    return torch.add(x, y.exp(), alpha=2.0)
+
+
+def complex_product(x, y):
+    one, other = (torch.view_as_complex(v.view(3, 2, 2)) for v in (x, y))
+    return torch.view_as_real(one * other.exp())
+
+
+def copy_laid_out_otherwise(x, y):
+    return (x[0, :3].expand(4, 3) * 1.0 + (y * 2).T).view(12)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        mutated_zeros,
+        mutated_product,
+        mutated_copy,
+        mutated_source,
+        mutated_view_of_a_copy,
+        factor_of_the_second,
+        complex_product,
+        copy_laid_out_otherwise,
+    ],
+)
+def test_a_simplified_graph_is_the_function_to_the_bit(function):
+    """Of what is written over by the function itself, and of operands that do not commute."""
+    generator = source()
+    inputs = torch.randn(3, 4, generator=generator), torch.randn(3, 4, generator=generator)
+    graph = simplify(make_fx(function)(*(t.clone() for t in inputs)), inputs)
+    (x, y), (other_x, other_y) = ([t.clone() for t in inputs] for _ in range(2))
+    for _ in range(2):
+        assert torch.equal(graph(x, y), function(other_x, other_y))
+        assert torch.equal(x, other_x) and torch.equal(y, other_y)
+
+
 def test_a_graph_that_gives_something_else_is_refused(eager_costs_nothing):
     calls = Program(
         lambda x: x * 2,

@@ -134,6 +134,31 @@ def test_what_lanes_share_has_the_gradient_of_all():
     assert torch.allclose(slope, expected)
 
 
+def test_layers_that_lanes_share_or_hold_lanes_of_their_own_are_left_right():
+    torch.manual_seed(0)
+    fixed = [torch.randn(size, dtype=F64) for size in ((6, 4), (5, 4), (5,), (5, 1))]
+
+    def shared(x, weight, bias):
+        rows, *layer, constant = fixed
+        features = nn.functional.linear(rows, *layer).sigmoid()
+        gate = torch.sigmoid(torch.addmm(constant, layer[0], rows.T)).view(-1)
+        return features.sum() * x.sum() + gate.sum() * weight.sum() + bias.sum()
+
+    def nested(x, weight, bias):
+        def one(rows):
+            return torch.sigmoid(nn.functional.linear(rows, weight, bias))
+
+        return torch.vmap(one)(x).sum()
+
+    inputs = [torch.randn(size, dtype=F64) for size in ((3, 2, 6, 4), (3, 5, 4), (3, 5))]
+    for function in (shared, nested):
+        slopes = torch.func.grad(lambda *v, f=function: torch.vmap(f)(*v).sum(), (0, 1, 2))
+        expected = slopes(*inputs)
+        with Products():
+            found = slopes(*inputs)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_captured_lanes_are_those_as_they_stand_to_the_bit(monkeypatch):
     def weights(price):
         monkeypatch.setattr(program._PROCESS, "captured", True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.passes.shape_prop import ShapeProp
 
-from pyralloy.inference.reuse import reuse_memory
+from pyralloy.inference.reuse import overwritten, owners, reuse_memory
 
 __all__ = ["pointwise", "simplify"]
 
@@ -45,13 +45,18 @@ def simplify(graph: fx.GraphModule, tensors: tuple[Tensor, ...]) -> fx.GraphModu
         The graph.
     """
     ShapeProp(graph).propagate(*(t.clone() for t in tensors))
+    bases = owners(graph.graph)  # without which nothing is known to stay as it is
+    changed = None if bases is None else overwritten(bases)
     for node in list(graph.graph.nodes):
         source = _source(node)
-        if source is not None:
-            node.replace_all_uses_with(source)
-            graph.graph.erase_node(node)
+        # A copy has to stay one where it, or what it is of, is changed.
+        if source is None or (node.target in NEUTRAL and not _stays(node, bases, changed)):
+            continue
+        node.replace_all_uses_with(source)
+        graph.graph.erase_node(node)
     _join_permutations(graph.graph)
-    _merge_repetitions(graph.graph)
+    if changed is not None:
+        _merge_repetitions(graph.graph, changed)
     graph.graph.eliminate_dead_code()
     reuse_memory(graph.graph)
     graph.recompile()
@@ -107,6 +112,15 @@ def _as_numbers(graph: fx.Graph, node: fx.Node) -> None:
     graph.erase_node(node)
 
 
+def _stays(
+    copied: fx.Node, bases: dict[fx.Node, set[fx.Node]] | None, changed: set[fx.Node] | None
+) -> bool:
+    """Say whether nothing changes a copy, or what it is of."""
+    if bases is None or changed is None:
+        return False
+    return not changed & {copied, *bases[cast("fx.Node", copied.args[0])]}
+
+
 def _source(node: fx.Node) -> Any:
     """Give what stands for a node that does nothing, or None."""
     if node.op != "call_function" or not node.args:
@@ -122,7 +136,8 @@ def _source(node: fx.Node) -> Any:
         return first if same else None
     if target in NEUTRAL and len(node.args) > 1 and not node.kwargs:
         neutral = node.args[1] == NEUTRAL[target] and not isinstance(node.args[1], fx.Node)
-        return first if same and neutral else None
+        # What reads it goes by how it lies in memory, too.
+        return first if same and neutral and _strides(first) == _strides(node) else None
     return None
 
 
@@ -141,6 +156,10 @@ def _takes_numbers(node: fx.Node) -> bool:
 def _shape(node: fx.Node) -> tuple[torch.Size, torch.dtype] | None:
     meta = node.meta.get("tensor_meta")
     return None if meta is None or not hasattr(meta, "shape") else (meta.shape, meta.dtype)
+
+
+def _strides(node: fx.Node) -> Any:
+    return getattr(node.meta.get("tensor_meta"), "stride", None)
 
 
 def _dtype(node: fx.Node) -> torch.dtype | None:
@@ -178,8 +197,11 @@ def _order(node: fx.Node) -> list[int] | None:
     return order[::-1] if node.target is ATEN.t.default else None
 
 
-def _merge_repetitions(graph: fx.Graph) -> None:
-    """Let an operation that repeats another, with nothing changed in between, take its result."""
+def _merge_repetitions(graph: fx.Graph, changed: set[fx.Node]) -> None:
+    """Let an operation that repeats another, with nothing changed in between, take its result.
+
+    Those of whose results one is ``changed`` later have to stay two.
+    """
     seen: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
@@ -187,7 +209,7 @@ def _merge_repetitions(graph: fx.Graph) -> None:
         if node.target._schema.is_mutable:
             seen.clear()
             continue
-        if torch.Tag.nondeterministic_seeded in node.target.tags:
+        if torch.Tag.nondeterministic_seeded in node.target.tags or node in changed:
             continue
         key = node.target, _frozen(node.args), _frozen(node.kwargs)
         if key in seen:

@@ -37,7 +37,7 @@ class Products(TorchFunctionMode):
             if bias.ndim == columns.ndim == 2 and bias.shape[1] == 1:
                 return _Columns.apply(columns, weight, bias)
         elif func is torch.sigmoid and not kwargs:
-            return _Sigmoid.apply(*args)
+            return _Sigmoid.apply(*args, 0)
         return func(*args, **kwargs)
 
 
@@ -73,6 +73,11 @@ class _Layer(_Laned):
         ctx.save_for_backward(*inputs[:2])
 
 
+def _product(bias: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Evaluate bias + left right: of no lanes, where nothing differs, or of lanes within lanes."""
+    return torch.baddbmm(bias, left, right) if left.ndim == 3 else bias + left @ right
+
+
 class _Rows(_Layer):
     """Map x (..., N, F) to x W' + b, (..., N, H), by weights (..., H, F) and a bias (..., H)."""
 
@@ -83,7 +88,7 @@ class _Rows(_Layer):
             # Rounded twice, as a product of matrices is: where a unit bends just at a row, the last
             # bit says on which side of it the row is.
             return (x * weight.mT).add_(bias[..., None, :])
-        return torch.baddbmm(bias[..., None, :], x, weight.mT)
+        return _product(bias[..., None, :], x, weight.mT)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -100,7 +105,7 @@ class _Columns(_Layer):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Evaluate it."""
-        return torch.baddbmm(bias, weight, x)
+        return _product(bias, weight, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -118,10 +123,16 @@ class _Sigmoid(_Laned):
     the end by another code, which rounds otherwise. Here the ends are those of the lanes.
     """
 
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, int]:  # noqa: ARG003
+        """Take all lanes at once."""
+        (x, depth), (dim, _) = args, in_dims
+        return cls.apply(x.movedim(dim, 0), depth + 1), 0
+
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        """Evaluate it."""
-        size = x[0].numel() if x.ndim > 1 and x.is_floating_point() else 0
+    def forward(x: Tensor, depth: int) -> Tensor:
+        """Evaluate it, where so many of the first dimensions are lanes."""
+        size = x[0].numel() if depth > 0 and x.ndim > 1 and x.is_floating_point() else 0
         # Elsewhere lanes are no whole row in memory, or end where the sixteen do.
         if size % 16 == 0 or x.stride(0) != size or 0 in x.stride():
             return x.sigmoid()
@@ -134,7 +145,7 @@ class _Sigmoid(_Laned):
         ctx.save_for_backward(output)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         """Differentiate it."""
         (found,) = ctx.saved_tensors
-        return torch.ops.aten.sigmoid_backward(*grads, found)
+        return torch.ops.aten.sigmoid_backward(*grads, found), None

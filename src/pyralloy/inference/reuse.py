@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
 
-__all__ = ["reuse_memory"]
+__all__ = ["overwritten", "owners", "reuse_memory"]
 
 ATEN = torch.ops.aten
 #: Operations whose operands may change places.
@@ -32,7 +32,7 @@ def reuse_memory(graph: fx.Graph) -> None:
         graph: Of ATen operations whose nodes know the ``tensor_meta`` of their results; changed in
             place.
     """
-    bases = _bases(graph)
+    bases = owners(graph)
     if bases is None:
         return
     last: dict[fx.Node, fx.Node] = {}  # of what shares a memory, who reads it last
@@ -41,13 +41,13 @@ def reuse_memory(graph: fx.Graph) -> None:
             for base in bases[source]:
                 last[base] = node
     for node in list(graph.nodes):
-        for place in (0, 1) if node.target in COMMUTATIVE else (0,):
+        for place in (0, 1) if _commutes(node) else (0,):
             if _may_write(node, place, bases, last):
                 _write(node, place)
                 break
 
 
-def _bases(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]] | None:
+def owners(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]] | None:
     """Give whose memory the results of each node are in; None where that is not known."""
     bases: dict[fx.Node, set[fx.Node]] = {}
     for node in graph.nodes:
@@ -56,17 +56,41 @@ def _bases(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]] | None:
         elif node.target is operator.getitem:
             bases[node] = bases[node.args[0]]
         elif isinstance(node.target, torch._ops.OpOverload):
-            schema, shared = node.target._schema, set()
-            known = {a.name: v for a, v in zip(schema.arguments, node.args, strict=False)}
-            for argument in schema.arguments:
-                alias = argument.alias_info is not None
-                if alias or node.target is ATEN._unsafe_view.default:
-                    given = (known | node.kwargs).get(argument.name)
-                    shared |= bases[given] if isinstance(given, fx.Node) else set()
-            bases[node] = shared or {node}
+            whole = node.target is ATEN._unsafe_view.default
+            given = [v for a, v in _given(node) if whole or a.alias_info is not None]
+            shared = [bases[v] for v in given if isinstance(v, fx.Node)]
+            bases[node] = set().union(*shared) or {node}
         else:
             return None
     return bases
+
+
+def overwritten(bases: dict[fx.Node, set[fx.Node]]) -> set[fx.Node]:
+    """Give whose memory some operation changes, of nodes and what :func:`owners` says of them."""
+    changed: set[fx.Node] = set()
+    for node in bases:
+        if isinstance(node.target, torch._ops.OpOverload):
+            for argument, value in _given(node):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    many = value if isinstance(value, list | tuple) else [value]
+                    changed.update(*(bases[v] for v in many if isinstance(v, fx.Node)))
+    return changed
+
+
+def _given(node: fx.Node) -> list[tuple[Any, Any]]:
+    """Pair the arguments of an operation's schema with what a call of it is given."""
+    arguments = cast("torch._ops.OpOverload", node.target)._schema.arguments
+    known = {a.name: v for a, v in zip(arguments, node.args, strict=False)} | node.kwargs
+    return [(a, known[a.name]) for a in arguments if a.name in known]
+
+
+def _commutes(node: fx.Node) -> bool:
+    """Say whether operands may change places, and the result is the same to the bit."""
+    layout = _layout(node)
+    # A factor of the second, as add's alpha, would be one of the first; and of complex numbers the
+    # products that a part is the sum of are rounded one before and one after it.
+    plain = not node.kwargs and layout is not None and not layout[2].is_complex
+    return node.target in COMMUTATIVE and plain
 
 
 def _may_write(
