@@ -378,6 +378,19 @@ def test_products_with_a_side_of_one_are_written_for_a_compiler():
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+def simplified_to_the_bit(function):
+    """Simplify the graph of a function of (3, 4) and (3, 4), which may change them, and compare."""
+    generator = source()
+    inputs = torch.randn(3, 4, generator=generator), torch.randn(3, 4, generator=generator)
+    graph = simplify(make_fx(function)(*(t.clone() for t in inputs)), inputs)
+    (x, y), (other_x, other_y) = ([t.clone() for t in inputs] for _ in range(2))
+    for _ in range(2):
+        found = graph(x, y)
+        assert torch.equal(found, function(other_x, other_y)) and bool(found.isfinite().all())
+        assert torch.equal(x, other_x) and torch.equal(y, other_y)
+    return graph
+
+
 def test_memory_is_written_again_only_where_nothing_reads_it():
     """Of a graph with views of results, operands that come back and an input that is changed."""
 
@@ -389,14 +402,7 @@ def test_memory_is_written_again_only_where_nothing_reads_it():
         y.add_(wide.mean())
         return (y - wide.abs()) * turned.T.sin() + x * wide.square()
 
-    generator = source()
-    inputs = torch.randn(3, 4, generator=generator), torch.randn(3, 4, generator=generator)
-    graph = simplify(make_fx(function)(*(t.clone() for t in inputs)), inputs)
-    (x, y), (other_x, other_y) = ([t.clone() for t in inputs] for _ in range(2))
-    for _ in range(2):
-        found = graph(x, y)
-        assert torch.equal(found, function(other_x, other_y)) and bool(found.isfinite().all())
-        assert torch.equal(x, other_x) and torch.equal(y, other_y)
+    graph = simplified_to_the_bit(function)
     packets = [str(getattr(n.target, "overloadpacket", "")) for n in graph.graph.nodes]
     assert sum(packet.endswith("_") for packet in packets) >= 6  # one of them the function's own
 
@@ -456,14 +462,7 @@ def copy_laid_out_otherwise(x, y):
 )
 def test_a_simplified_graph_is_the_function_to_the_bit(function):
     """Of what is written over by the function itself, and of operands that do not commute."""
-    generator = source()
-    inputs = torch.randn(3, 4, generator=generator), torch.randn(3, 4, generator=generator)
-    graph = simplify(make_fx(function)(*(t.clone() for t in inputs)), inputs)
-    (x, y), (other_x, other_y) = ([t.clone() for t in inputs] for _ in range(2))
-    for _ in range(2):
-        found = graph(x, y)
-        assert torch.equal(found, function(other_x, other_y)) and bool(found.isfinite().all())
-        assert torch.equal(x, other_x) and torch.equal(y, other_y)
+    simplified_to_the_bit(function)
 
 
 def test_a_graph_that_gives_something_else_is_refused(eager_costs_nothing):

@@ -105,10 +105,12 @@ def recall(cells: Cells, glimpses: Sequence[tuple[Tensor, Sights]]) -> Sights:
         cells: Where sights are asked for.
         glimpses: The numbers of the cells that these come from, and one sight in each.
     """
+    if len(cells.rows) == 0:
+        return unseen(cells)
     origins, sights = zip(*glimpses, strict=True)
     origin = torch.cat(origins)
     sights = Sights(*(torch.cat(v) for v in zip(*sights, strict=True)))
-    count = int(torch.cat([origin, cells.origin]).max()) + 1 if len(cells.rows) else 0
+    count = int(torch.cat([origin, cells.origin]).max()) + 1
     number = torch.full((count + 1,), -1, dtype=origin.dtype, device=origin.device)
     number[origin] = torch.arange(len(origin), device=origin.device)
     seen, which = unseen(cells), number[cells.origin]

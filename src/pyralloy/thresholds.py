@@ -85,12 +85,13 @@ def find_region(table: Table, level: float) -> tuple[Tensor, Tensor, Tensor]:
         found.append(new.y[ended])
         t = torch.where(done | ~((t - guessed).abs() <= reach), math.nan, t)
         left = ~t.isnan()
-        if not bool(left.any()):
+        many = int(left.sum())
+        if many == 0:
             break
         seen.put_(which, sights)
-        if int(left.sum()) < KEEP * count:  # copying what is left costs about as much as a round
+        if many < KEEP * count:  # copying what is left costs about as much as a round
             keep = left.index_select(0, cells.rows).nonzero()[:, 0]
-            cells, seen, count = cells.take(keep), seen.take(keep), int(left.sum())
+            cells, seen, count = cells.take(keep), seen.take(keep), many
     left = (known & threshold.isnan()).nonzero()[:, 0]
     return _intervals(torch.cat(rows), torch.cat(found), len(table)), threshold, left
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.passes.shape_prop import ShapeProp
 
-from pyralloy.inference.reuse import overwritten, owners, reuse_memory
+from pyralloy.inference.reuse import layout, overwritten, owners, reuse_memory
 
 __all__ = ["pointwise", "simplify"]
 
@@ -137,7 +137,7 @@ def _source(node: fx.Node) -> Any:
     if target in NEUTRAL and len(node.args) > 1 and not node.kwargs:
         neutral = node.args[1] == NEUTRAL[target] and not isinstance(node.args[1], fx.Node)
         # What reads it goes by how it lies in memory, too.
-        return first if same and neutral and _strides(first) == _strides(node) else None
+        return first if same and neutral and layout(first) == layout(node) else None
     return None
 
 
@@ -156,10 +156,6 @@ def _takes_numbers(node: fx.Node) -> bool:
 def _shape(node: fx.Node) -> tuple[torch.Size, torch.dtype] | None:
     meta = node.meta.get("tensor_meta")
     return None if meta is None or not hasattr(meta, "shape") else (meta.shape, meta.dtype)
-
-
-def _strides(node: fx.Node) -> Any:
-    return getattr(node.meta.get("tensor_meta"), "stride", None)
 
 
 def _dtype(node: fx.Node) -> torch.dtype | None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-__all__ = ["overwritten", "owners", "reuse_memory"]
+__all__ = ["layout", "overwritten", "owners", "reuse_memory"]
 
 ATEN = torch.ops.aten
 #: Operations whose operands may change places.
@@ -86,10 +86,10 @@ def _given(node: fx.Node) -> list[tuple[Any, Any]]:
 
 def _commutes(node: fx.Node) -> bool:
     """Say whether operands may change places, and the result is the same to the bit."""
-    layout = _layout(node)
+    laid = layout(node)
     # A factor of the second, as add's alpha, would be one of the first; and of complex numbers the
     # products that a part is the sum of are rounded one before and one after it.
-    plain = not node.kwargs and layout is not None and not layout[2].is_complex
+    plain = not node.kwargs and laid is not None and not laid[2].is_complex
     return node.target in COMMUTATIVE and plain
 
 
@@ -103,7 +103,7 @@ def _may_write(
     if _twin(node) is None or len(node.args) <= place or bases[node] != {node}:
         return False
     operand = node.args[place]
-    if not isinstance(operand, fx.Node) or _layout(operand) != _layout(node):
+    if not isinstance(operand, fx.Node) or layout(operand) != layout(node):
         return False
     others = [n for n in node.all_input_nodes if n is not operand]
     return all(
@@ -140,7 +140,8 @@ def _write(node: fx.Node, place: int) -> None:
     node.target = twin
 
 
-def _layout(node: fx.Node) -> tuple[Any, ...] | None:
+def layout(node: fx.Node) -> tuple[Any, ...] | None:
+    """Give shape, strides and dtype of a result, or None where it is no one tensor."""
     meta = node.meta.get("tensor_meta")
     if meta is None or not hasattr(meta, "stride"):
         return None
