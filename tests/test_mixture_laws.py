@@ -24,6 +24,8 @@ from random_mixtures import (
     wide_mixture,
 )
 
+from pyralloy import sampling
+from pyralloy.families.location_scale import NormalFamily
 from pyralloy.mixture import Mixture
 
 LEVELS = [1e-12, 1e-6, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1 - 1e-6]
@@ -297,6 +299,15 @@ def test_marginal_of_several_keeps_their_order():
     assert torch.equal(joint.marginal(-1).log_prob(y), joint.marginal(2).log_prob(y))
 
 
+def test_what_a_row_spreads_is_the_same_to_the_bit_wherever_it_stands():
+    m = random_mixture(3, 12, (1000,))
+    family, weights, loc, scale = NormalFamily(), m.weights, m.components.loc, m.components.scale
+    whole = family.dispersion(weights, m.components)
+    for row in range(1000):
+        alone = family.dispersion(weights[row], dist.Normal(loc[row], scale[row]))
+        assert torch.equal(alone, whole[row])
+
+
 # -- sampling -------------------------------------------------------------------------------------
 
 
@@ -323,6 +334,22 @@ def test_components_are_drawn_by_their_weights_and_dimensions_together():
     y = m.sample((10_000,), generator=torch.Generator().manual_seed(0))
     assert bool((y.sign().prod(-1) == -1).all())  # both dimensions from one component
     assert_close((y[..., 0] < 0).to(F64).mean(0), probs[:, 0], 0.025)
+
+
+@pytest.mark.parametrize("count", [1, 4, 20, 64, 65])
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_components_counted_are_those_that_a_search_finds(count, dtype, monkeypatch):
+    m = random_mixture(count, count, (1000,), dtype)
+    probs = m.weights.clone()
+    probs[:100, : count // 2] = 0.0  # components of no weight are never drawn
+    m = Mixture(dist.Categorical(probs), m.components)
+
+    def drawn():
+        return m.sample((50,), generator=torch.Generator().manual_seed(0))
+
+    counted = drawn()
+    monkeypatch.setattr(sampling, "MOST", 0)
+    assert torch.equal(counted, drawn())
 
 
 def test_a_generator_fixes_the_draws_and_leaves_the_global_state():

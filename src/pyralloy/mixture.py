@@ -12,6 +12,7 @@ from pyralloy.checks import broadcast_shapes, outside_message, probability
 from pyralloy.families import base_of, family_of, kind_of
 from pyralloy.measures import MixtureMeasures
 from pyralloy.regions import Region, highest_density, mass_above, modes
+from pyralloy.table import SMALL_CHUNK
 
 __all__ = ["Mixture"]
 
@@ -345,13 +346,15 @@ class Mixture(MixtureMeasures):
         shape = broadcast_shapes(y.shape, self.batch_shape)
         y = y.to(torch.float64).expand(shape).reshape(-1)
         halves, far = [], []
-        for part, table in self._tables(self.batch_shape, torch.float64):
+        # Few rows at a time: what is made of them is then still in the cache.
+        some = max(1, SMALL_CHUNK // self.num_components)
+        for part, table in self._tables(self.batch_shape, torch.float64, some):
             halves.append(table.dispersion())
             if shape == self.batch_shape:
                 far.append(table.distance(y[part]))
         # The dispersion does not depend on y: once a row, however many y are scored there.
         if shape != self.batch_shape:
-            far = [t.distance(y[part]) for part, t in self._tables(shape, torch.float64)]
+            far = [t.distance(y[part]) for part, t in self._tables(shape, torch.float64, some)]
         dispersion = torch.cat(halves).reshape(self.batch_shape)
         return (torch.cat(far).reshape(shape) - dispersion).to(self.dtype)
 

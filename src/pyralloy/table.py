@@ -22,8 +22,8 @@ __all__ = ["Table"]
 #: Elements of one intermediate (rows x components); small enough to stay in a core's cache.
 CHUNK = 1 << 18
 
-#: The same for slopes, which are made of more intermediates.
-SLOPES_CHUNK = 1 << 16
+#: The same for slopes and for the CRPS, which are made of more intermediates.
+SMALL_CHUNK = 1 << 16
 
 #: Where landmarks lie, in standard units; uneven, lest one be a stationary point of the density.
 UNITS = (0.03, 0.57, 1.13, 1.79, 2.57, 3.73, 5.53, 9.03)
@@ -97,7 +97,7 @@ class Table:
         # Components lead, (K, M, P): sums over them then run along whole vectors.
         values = [v.T[..., None].contiguous() for v in self.ready.values]
         result = Slopes(*(torch.empty_like(y) for _ in range(3)))
-        across = max(1, SLOPES_CHUNK // self.weights.shape[1])
+        across = max(1, SMALL_CHUNK // self.weights.shape[1])
         down = max(1, across // max(points, 1))
         for top in range(0, len(self), down):
             rows = slice(top, top + down)
@@ -123,7 +123,7 @@ class Table:
 
     def _gathered(self, rows: Tensor, y: Tensor) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
         """Go through ``rows`` and ``y`` (Q,) in chunks: what is ready of them, points (Q', 1)."""
-        step = max(1, SLOPES_CHUNK // self.weights.shape[1])
+        step = max(1, SMALL_CHUNK // self.weights.shape[1])
         for part, at in zip(rows.split(step), y.split(step), strict=True):
             yield part, [v.index_select(0, part) for v in self.ready.values], at[:, None]
 
