@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyralloy.inference.graphs import simplify
 from pyralloy.inference.potential import Potential
 
 __all__ = ["Captured", "Whitened"]
@@ -70,7 +71,8 @@ class Captured:
         self.whitened, self.calls = whitened, 0
         origin = torch.zeros_like(whitened.centre)
         arguments = (origin, whitened.centre, whitened.sizes)
-        self._graph: Callable[..., tuple[Tensor, Tensor]] = make_fx(both)(*arguments)
+        self._graph: Callable[..., tuple[Tensor, Tensor]]
+        self._graph = simplify(make_fx(both)(*arguments), arguments)
         if hasten:
             self._graph = _compiled(self._graph, arguments)
 
