@@ -144,7 +144,9 @@ def agree():
         seconds, report = time.process_time() - start, fit.chains
         share = float((report.r_hat < 1.05).double().mean())
         ess = float(report.ess.median())
-        print(f"{warmup:7d} {depth:5d} {share:13.0%} {ess:5.0f} {nll(fit, fresh):6.3f} {seconds:8.0f}")
+        print(
+            f"{warmup:7d} {depth:5d} {share:13.0%} {ess:5.0f} {nll(fit, fresh):6.3f} {seconds:8.0f}"
+        )
 
 
 def main():

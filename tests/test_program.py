@@ -1,5 +1,6 @@
 """Programs: when a function is captured and compiled, by what it costs and what it saves."""
 
+import itertools
 import math
 from contextlib import nullcontext
 
@@ -47,9 +48,9 @@ def test_compiling_is_expected_to_be_as_slow_as_the_capture_was(tmp_path, monkey
     run, route = captured_route()
     run.left = 6 * (program.ANEW + program.IMPORTS)
     route.pace = 1.0
-    assert run._compile_pays(route)
+    assert run._compile_pays(route, (torch.ones(3),))
     route.pace = 2.0
-    assert not run._compile_pays(route)
+    assert not run._compile_pays(route, (torch.ones(3),))
 
 
 def test_what_compiling_took_is_remembered_beside_its_cache(tmp_path, monkeypatch):
@@ -63,6 +64,8 @@ def test_what_compiling_took_is_remembered_beside_its_cache(tmp_path, monkeypatc
 
 
 def test_the_pace_of_a_capture_is_bounded(monkeypatch):
+    seconds = itertools.count()
+    monkeypatch.setattr(program.time, "perf_counter", lambda: float(next(seconds)))
     monkeypatch.setattr(program, "_PROCESS", program._Process(captured=True))
     for price, pace in ((0.0, program.PACES[1]), (math.inf, program.PACES[0])):
         monkeypatch.setattr(program, "CAPTURE", price)

@@ -108,6 +108,7 @@ def _as_numbers(graph: fx.Graph, node: fx.Node) -> None:
             found = graph.call_function(ATEN.sum.dim_IntList, (each, [dim]), {"keepdim": True})
         for b in bias:
             found = call(ATEN.add.Tensor, found, b)
+    found.meta = node.meta
     node.replace_all_uses_with(found)
     graph.erase_node(node)
 

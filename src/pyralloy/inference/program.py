@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, fx
 
 from pyralloy.inference.graphs import pointwise, simplify
+from pyralloy.inference.matrices import quicken, quickens
 
 __all__ = ["GraphWarning", "Program"]
 
@@ -140,7 +141,9 @@ class Program:
         if route.stage == "eager" and self._capture_pays(route):
             self._capture(route, tensors)
         if route.stage == "captured" and self._decided(route):
-            if self._compiling is True or (self._compiling == "auto" and self._compile_pays(route)):
+            if self._compiling is True or (
+                self._compiling == "auto" and self._compile_pays(route, tensors)
+            ):
                 self._compile(route, tensors)
             route.stage = "settled"
 
@@ -205,11 +208,12 @@ class Program:
     def _decided(self, route: _Route) -> bool:
         return self._compiling != "auto" or len(route.timed) >= TIMED
 
-    def _compile_pays(self, route: _Route) -> bool:
+    def _compile_pays(self, route: _Route, tensors: tuple[Tensor, ...]) -> bool:
         # The mean, as calls that wait for other processes count too: they do when compiling.
         captured = statistics.fmean(route.timed)
         # Measured of networks of 6,000 weights, batches of 32 to 65,536: overheads vanish, mostly.
-        compiled = max(0.25 * captured, 0.8 * captured - 0.45e-3 * route.pace)
+        least = 0.55 if quickens(cast("fx.GraphModule", route.run), tensors) else 0.8
+        compiled = max(0.25 * captured, least * captured - 0.45e-3 * route.pace)
         note = _Note(route.run, torch.get_num_threads())
         return route.pace * note.seconds() < self._left(route) * (captured - compiled)
 
@@ -222,6 +226,8 @@ class Program:
             # The noise of the graph as captured, draw for draw.
             options: dict[str, Any] = {"fallback_random": True}
             graph = pointwise(cast("fx.GraphModule", route.run))
+            if quickens(graph, tensors):
+                quicken(graph)
             compiled = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
             with self._aside(), _quiet():
                 compiled(*(t.clone() for t in tensors))
