@@ -147,7 +147,7 @@ def fit(
             a captured graph of the same operations, to the same bits. True compiles that graph at
             the start, by torch's compiler, which takes seconds (some 20 the first time, a few when
             its cache on disk holds the graph); a step then takes less than half the time in
-            batches of up to some hundred rows, and two thirds or more in large ones. ``"auto"``
+            batches of up to some hundred rows, and half to four fifths in large ones. ``"auto"``
             compiles where the steps that are left repay it; it decides by the clock, so that the
             last bits of two such fits may differ.
         stretch: Whether, in the end, the widths of all components are multiplied by one number,
