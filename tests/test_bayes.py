@@ -216,7 +216,8 @@ def test_held_out_rows_report_and_do_not_choose():
     """Chosen by the rows that stopped the first fit, a guide would keep its first, narrow steps."""
     fit = run(max_steps=400)
     assert fit.best_step == 400 and bool(np.isfinite(fit.history.validation).all())
-    chosen = run(max_steps=400, patience=100)
+    # Without a stretch, for which the rows held out are looked at once more in the end.
+    chosen = run(max_steps=400, patience=100, stretch=False)
     assert chosen.best_nll == np.nanmin(chosen.history.validation)
     assert chosen.best_step == 400 or float(chosen.posterior.scale.log().mean()) < float(
         fit.posterior.scale.log().mean()
@@ -394,7 +395,7 @@ def test_the_epistemic_share_grows_with_distance_from_the_data():
         model = pa.MDN(trunk, pa.MixtureHead(32, 8), prior=priors.FanIn())
     fit = run(AutoNormal, model, problem.x, problem.y, max_steps=2000)
     inside, outside = torch.tensor([-4.0, 0.0, 4.0]), torch.tensor([12.0, 15.0, 20.0, 30.0])
-    near, far = (fit.entropy(x, draws=20).between for x in (inside, outside))
+    near, far = (fit.entropy(x, draws=100).between for x in (inside, outside))
     assert float(far.min()) > 2 * float(near.max())
     assert bool((far.diff() > 0).all())
 

@@ -404,7 +404,8 @@ def test_pools_rows_and_lighter_weights_are_mixtures_of_angles():
     many = [random_angles(seed, 3, (4,)) for seed in range(3)]
     pooled, y = pa.Mixture.pool(many), circle(4)
     assert_close(pooled.cdf(y), torch.stack([m.cdf(y) for m in many]).mean(0), 1e-12)
-    assert torch.equal(pooled[1:3].crps(y[1:3]), pooled.crps(y)[1:3])
+    # The last bits are those of whole vectors of numbers or of what is left over of one.
+    assert_close(pooled[1:3].crps(y[1:3]), pooled.crps(y)[1:3], 1e-14)
     alone = pooled[2].modes().locations
     assert torch.equal(alone, pooled.modes().locations[2][: len(alone)])
     sharp = many[0].tempered(weight=0.5)

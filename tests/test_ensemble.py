@@ -76,7 +76,8 @@ def test_a_member_has_the_weights_it_would_have_alone(clip):
 
 @pytest.mark.slow
 def test_in_single_precision_members_stay_close_for_a_hundred_steps():
-    options = {"validation": (HELD.x, HELD.y), "max_steps": 100, "batch_size": 32}
+    # A member is stretched as part of the pool, and alone as it is.
+    options = {"validation": (HELD.x, HELD.y), "max_steps": 100, "batch_size": 32, "stretch": False}
     together = run(**options)
     gaps = []
     for number, seed in enumerate(seeds_of(3)):
