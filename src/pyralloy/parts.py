@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pyralloy.checks import beside, broadcast_shapes, require_components
 from pyralloy.families import base_of, kind_of, map_components, map_parameters
-from pyralloy.numerics import add_up
 from pyralloy.sampling import draw
 from pyralloy.table import Table
 
@@ -229,4 +228,4 @@ def _shares(logits: Tensor) -> Tensor:
     if logits.dtype != torch.float64:
         return torch.softmax(logits, -1)
     shares = logits.exp()
-    return shares / add_up(shares.movedim(-1, 0))[..., None]
+    return shares / shares.sum(-1, keepdim=True)
