@@ -47,7 +47,7 @@ def test_products_are_the_same_to_rounding(eager):
     tensors = ROWS, WEIGHT, BIAS
     graph = captured(*tensors)
     assert matrices.quickens(graph, tensors)
-    matrices.quicken(graph)
+    matrices.quicken(graph, tensors)
     assert operations(graph).count("pyralloy.product.default") == 2
     assert not {"aten.mm.default", "aten.addmm.default"} & set(operations(graph))
     assert torch.allclose(graph(*tensors), layer(*tensors), rtol=1e-5, atol=1e-4)
@@ -69,7 +69,7 @@ def test_what_is_small_or_wide_or_slower_stays(eager, monkeypatch):
 def test_a_program_that_compiles_takes_them(eager, monkeypatch):
     taken = []
     monkeypatch.setattr(
-        "pyralloy.inference.program.quicken", lambda g: taken.append(matrices.quicken(g))
+        "pyralloy.inference.program.quicken", lambda *given: taken.append(matrices.quicken(*given))
     )
     run = Program(layer, compiling=True, aside=nullcontext)
     found = run(ROWS, WEIGHT, BIAS)

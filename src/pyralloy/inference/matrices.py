@@ -30,8 +30,8 @@ def quickens(graph: fx.GraphModule, tensors: tuple[Tensor, ...]) -> bool:
     )
 
 
-def quicken(graph: fx.GraphModule) -> None:
-    """Take large products of float32 matrices by oneDNN, in place.
+def quicken(graph: fx.GraphModule, tensors: tuple[Tensor, ...]) -> None:
+    """Take large products of float32 matrices by oneDNN where that is quicker, in place.
 
     PyTorch multiplies matrices by BLAS. MKL's does not use the widest vectors of processors that
     are not Intel's, and oneDNN, which PyTorch has for convolutions, does: there it takes half the
@@ -39,7 +39,10 @@ def quicken(graph: fx.GraphModule) -> None:
 
     Args:
         graph: Of ATen operations, with the shapes of what it was captured with.
+        tensors: What it is called with.
     """
+    if not quickens(graph, tensors):
+        return
     for node in list(graph.graph.nodes):
         if not _is_large(node):
             continue

@@ -226,8 +226,7 @@ class Program:
             # The noise of the graph as captured, draw for draw.
             options: dict[str, Any] = {"fallback_random": True}
             graph = pointwise(cast("fx.GraphModule", route.run))
-            if quickens(graph, tensors):
-                quicken(graph)
+            quicken(graph, tensors)
             compiled = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
             with self._aside(), _quiet():
                 compiled(*(t.clone() for t in tensors))

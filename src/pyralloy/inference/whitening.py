@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyralloy.inference.graphs import simplify
-from pyralloy.inference.matrices import quicken, quickens
+from pyralloy.inference.matrices import quicken
 from pyralloy.inference.potential import Potential
 
 __all__ = ["Captured", "Whitened"]
@@ -73,10 +73,10 @@ class Captured:
         origin = torch.zeros_like(whitened.centre)
         arguments = (origin, whitened.centre, whitened.sizes)
         graph = simplify(make_fx(both)(*arguments), arguments)
-        if hasten and quickens(graph, arguments):
-            quicken(graph)
-        self._graph: Callable[..., tuple[Tensor, Tensor]]
-        self._graph = _compiled(graph, arguments) if hasten else graph
+        self._graph: Callable[..., tuple[Tensor, Tensor]] = graph
+        if hasten:
+            quicken(graph, arguments)
+            self._graph = _compiled(graph, arguments)
 
     def aim(self, vector: Tensor) -> None:
         """Whiten about a vector of weights (P,)."""
