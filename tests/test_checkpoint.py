@@ -222,6 +222,7 @@ def test_a_resumed_guide_ends_where_the_whole_one_does(guide, tmp_path, monkeypa
 def test_a_guide_may_be_broken_off_in_both_runs_and_under_all_terms(guide, tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
     options = {"model": None, "temperature": 0.5, "warm_up": 0.4, "weights": W, "clip": 2.0}
+    options["x_noise"] = 0.1
     prior = pa.priors.FanIn()
 
     def fresh():
@@ -344,6 +345,7 @@ def written(tmp_path):
         ({"patience": 9}, r"patience was None and is 9"),
         ({"seed": 2}, r"seed was 1 and is 2"),
         ({"clip": 1.0}, r"clip was None and is 1.0"),
+        ({"x_noise": 0.1}, r"x_noise was 0.0 and is 0.1"),
         ({"schedule": cosine}, r"schedule was .* and is"),
         ({"validation": 0.2}, r"validation was 0.1 and is 0.2"),
         ({"validation": (HELD.x, HELD.y)}, r"data was 300 rows"),

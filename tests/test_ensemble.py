@@ -62,10 +62,10 @@ def assert_same_but_narrower(found, alone, within=1e-8):
         assert float(gap.abs().max()) < within
 
 
-@pytest.mark.parametrize("clip", [None, 0.1])
-def test_a_member_has_the_weights_it_would_have_alone(clip):
+@pytest.mark.parametrize("own", [{}, {"clip": 0.1}, {"x_noise": 0.1}])
+def test_a_member_has_the_weights_it_would_have_alone(own):
     """In float64, where rounding does not grow to the size of a step."""
-    options = {"validation": (HELD.x, HELD.y), "max_steps": 100, "batch_size": 32, "clip": clip}
+    options = {"validation": (HELD.x, HELD.y), "max_steps": 100, "batch_size": 32, **own}
     together = run(lambda seed: make_model(seed, dtype=F64), **options)
     drawn = together.weights()
     for number, seed in enumerate(seeds_of(3)):

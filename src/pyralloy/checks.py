@@ -60,6 +60,21 @@ def positive(name: str, value: Any, high: float = math.inf) -> float:
     return number
 
 
+def not_negative(name: str, value: Any) -> float:
+    """Check a finite number of 0 or more, and give it as a ``float``.
+
+    Raises:
+        TypeError: Not a real number.
+        ValueError: Not finite, or below 0.
+    """
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}={value!r}: give a number of 0 or more.")
+    number = float(value)
+    if not (math.isfinite(number) and number >= 0.0):
+        raise ValueError(f"{name}={value!r}: give a finite number of 0 or more.")
+    return number
+
+
 def probability(name: str, value: Any) -> float:
     """Check a number strictly between 0 and 1, and give it as a ``float``.
 

@@ -86,6 +86,8 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         stretch: Whether, in the end, the widths of all components are multiplied by one number,
             about the best on the rows held out, and weights are chosen accordingly (``"nuts"``
             holds none out).
+        x_noise: Standard deviation of noise on the inputs of each step of training, in standard
+            deviations of each, as in :func:`pyralloy.fit`; chains of ``"nuts"`` have none.
         patience: Hundredths of the steps without improvement that end the fit; None runs all.
         compile: How a step is run: False, True or ``"auto"``, as in :func:`pyralloy.fit`.
         device: Where to train and predict, for instance ``"cuda"``; None is the CPU.
@@ -133,6 +135,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         max_steps: int | None = None,
         validation: float | tuple[Any, Any] | None = 0.1,
         stretch: bool = True,
+        x_noise: float = 0.0,
         patience: int | None = None,
         compile: bool | Literal["auto"] = False,  # noqa: A002 - as torch spells it
         device: str | torch.device | None = None,
@@ -155,6 +158,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         self.max_steps = max_steps
         self.validation = validation
         self.stretch = stretch
+        self.x_noise = x_noise
         self.patience = patience
         self.compile: bool | Literal["auto"] = compile
         self.device = device

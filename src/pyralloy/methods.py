@@ -78,6 +78,7 @@ def _training(regressor: Any, data: Data, seed: int) -> dict[str, Any]:
     return {
         "validation": data.validation,
         "stretch": regressor.stretch,
+        "x_noise": regressor.x_noise,
         "patience": regressor.patience,
         "seed": seed,
         "learning_rate": regressor.learning_rate,

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["BatchSource", "Batches", "Stream"]
+__all__ = ["BatchSource", "Batches", "Noisy", "Stream"]
 
 #: Rows gathered at once: a shuffled copy of so many is the most that is held.
 BLOCK = 65_536
@@ -146,6 +146,35 @@ class Stream:
                 f"x ended after {within} batches in iteration {epoch + 1} and the first gave "
                 f"{self._count}: every iteration must give as many."
             ) from None
+
+
+class Noisy:
+    """Batches whose inputs have Normal noise, drawn anew at each step.
+
+    As the batch of a step, its noise depends on the seed and the step alone.
+
+    Args:
+        batches: Their first tensors are the inputs.
+        deviation: Of the noise, in the units of the inputs.
+        seed: Where the noise comes from.
+
+    Example:
+        >>> noisy = Noisy(Batches((torch.zeros(4, 2), torch.ones(4)), size=4, seed=0), 0.1, seed=0)
+        >>> x, y = noisy.at(7)
+        >>> bool((x != 0.0).all()), y.tolist(), torch.equal(x, noisy.at(7)[0])
+        (True, [1.0, 1.0, 1.0, 1.0], True)
+    """
+
+    def __init__(self, batches: BatchSource, deviation: float, seed: int) -> None:
+        self._batches, self._deviation = batches, deviation
+        self._seed = _mix(seed, -1)  # apart from that of any epoch's order
+
+    def at(self, step: int) -> tuple[Tensor, ...]:
+        """Give the batch of a step."""
+        x, *others = self._batches.at(step)
+        generator = torch.Generator(x.device).manual_seed(_mix(self._seed, step))
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        return torch.add(x, noise, alpha=self._deviation), *others
 
 
 def _mix(seed: int, epoch: int) -> int:

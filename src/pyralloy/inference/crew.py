@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyralloy.inference.batches import Batches
+from pyralloy.inference.batches import Batches, BatchSource
 from pyralloy.inference.checkpoint import Files
 from pyralloy.inference.data import gather
 from pyralloy.inference.ready import Ready, baseline, prepare, start_weights
@@ -66,9 +66,11 @@ class Member:
         rows = self.ready.rows
         start_weights(self.model, rows.x, rows.y, torch.Generator().manual_seed(self.seed))
 
-    def batches(self) -> Batches:
+    def batches(self) -> BatchSource:
         """Give its minibatches, from the rows that all share."""
-        return Batches(self.ready.rows.tensors(), self.ready.plan.batch_size, self.seed, self.kept)
+        plan = replace(self.ready.plan, seed=self.seed)
+        rows = self.ready.rows.tensors()
+        return plan.noisy(Batches(rows, plan.batch_size, self.seed, self.kept))
 
 
 def gather_crew(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyralloy.checks import integer
-from pyralloy.inference.batches import Batches
+from pyralloy.inference.batches import BatchSource
 from pyralloy.inference.checkpoint import layout
 from pyralloy.inference.crew import Member, gather_crew, held_out, plain
 from pyralloy.inference.diagnostics import FitWarning, settled
@@ -62,6 +62,7 @@ def ensemble(
     learning_rate: float = 0.015,
     schedule: Schedule = one_cycle,
     stretch: bool = True,
+    x_noise: float = 0.0,
     clip: float | None = None,
     batch_size: int | None = None,
     max_steps: int = 1500,
@@ -101,6 +102,7 @@ def ensemble(
         stretch: As in :func:`pyralloy.fit`, of each member (with a ``guide``, of all together), on
             the wide side by the error of their mean only; then the widths of all members are
             multiplied by one number, at most 1, for what their pool adds to them.
+        x_noise: As in :func:`pyralloy.fit`; each member's own.
         clip: As in :func:`pyralloy.fit`, of each member.
         batch_size: Rows a step of each member.
         max_steps: Steps of the schedule.
@@ -145,6 +147,7 @@ def ensemble(
         patience=patience,
         schedule=schedule,
         stretch=stretch,
+        x_noise=x_noise,
         clip=clip,
         compile=compile,
         seed=seed,
@@ -283,7 +286,7 @@ class _Course:
         self.done = torch.zeros(len(self.kept), dtype=torch.bool)  # what patience has ended
         self.trace = Trace()
 
-    def run(self, batches: list[Batches], stop: Stop) -> None:
+    def run(self, batches: list[BatchSource], stop: Stop) -> None:
         """Train all lanes to the end, or until it is asked to stop."""
         plan, begun = self._plan, time.perf_counter()
         total, counted = torch.zeros_like(self.best), 0

@@ -62,9 +62,11 @@ class Ready:
         identity = self.identity | self.plan.identity() if self.files.used else {}
         saving = replace(self.files.saving(identity), riders=self.riders)
         if self.reading is None:
-            return Batches(self.rows.tensors(), self.plan.batch_size, self.plan.seed), saving
-        batches = self.reading.batches(model)
-        return batches, replace(saving, riders={"batches": batches, **self.riders})
+            batches = Batches(self.rows.tensors(), self.plan.batch_size, self.plan.seed)
+            return self.plan.noisy(batches), saving
+        stream = self.reading.batches(model)
+        saving = replace(saving, riders={"batches": stream, **self.riders})
+        return self.plan.noisy(stream), saving
 
     def evaluation(self, model: MDN) -> Callable[[], float] | None:
         """Make the held-out loss: of standardised rows, through the plain network."""

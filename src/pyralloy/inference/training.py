@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyralloy.checks import integer, positive
-from pyralloy.inference.batches import BatchSource
+from pyralloy.checks import integer, not_negative, positive
+from pyralloy.inference.batches import BatchSource, Noisy
 from pyralloy.inference.checkpoint import Generators, Place, Rider, Saving
 from pyralloy.inference.engine import Engine
 from pyralloy.inference.interrupts import Stop
@@ -40,7 +40,7 @@ EARLY = 3
 
 #: What of a plan another fit must share to end with the same weights, beside the schedule.
 SHARED = ("learning_rate", "batch_size", "max_steps", "every", "patience", "clip", "compile")
-SHARED += ("stretch", "seed")
+SHARED += ("stretch", "x_noise", "seed")
 
 #: Called at each evaluation as ``callback(step, metrics)``; a true answer ends the fit.
 Callback = Callable[[int, Mapping[str, float]], Any]
@@ -59,6 +59,7 @@ class Plan:
         choosing: Whether held-out rows choose the weights; if not, the last ones are kept.
         schedule: Fraction of the learning rate, of a step and the number of steps.
         stretch: Whether components are stretched to the held-out rows when all is done.
+        x_noise: Standard deviation of the noise on standardised inputs, drawn anew at each step.
         clip: Longest that a gradient may be; None leaves it as it is.
         compile: Whether a step is compiled: True, False or ``"auto"``.
         seed: Where the order of the batches comes from.
@@ -76,6 +77,7 @@ class Plan:
     choosing: bool = True
     schedule: Schedule = one_cycle
     stretch: bool = True
+    x_noise: float = 0.0
     clip: float | None = None
     compile: bool | Literal["auto"] = False
     seed: int = 0
@@ -103,6 +105,10 @@ class Plan:
             )
         return self.learning_rate * share
 
+    def noisy(self, batches: BatchSource) -> BatchSource:
+        """Put noise on the inputs of batches, if there is to be any."""
+        return Noisy(batches, self.x_noise, self.seed) if self.x_noise > 0.0 else batches
+
     def identity(self) -> dict[str, Any]:
         """Give what another fit must share to end with the same weights.
 
@@ -125,6 +131,7 @@ def planned(
     compile: bool | Literal["auto"],  # noqa: A002 - as torch spells it
     seed: int,
     progress: bool,
+    x_noise: float = 0.0,
     clip: float | None = None,
     callback: Callback | None = None,
 ) -> Plan:
@@ -151,6 +158,7 @@ def planned(
         patience=None if patience is None else integer("patience", patience),
         schedule=schedule,
         stretch=bool(stretch),
+        x_noise=not_negative("x_noise", x_noise),
         clip=None if clip is None else positive("clip", clip),
         compile=compile,
         seed=integer("seed", seed, 0),
