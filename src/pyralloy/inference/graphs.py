@@ -11,7 +11,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from pyralloy.inference.reuse import layout, overwritten, owners, reuse_memory
 
-__all__ = ["pointwise", "simplify"]
+__all__ = ["pointwise", "put_in_place", "simplify"]
 
 ATEN = torch.ops.aten
 #: Operations that give their first argument back where the shape stays, or the number is neutral.
@@ -108,9 +108,14 @@ def _as_numbers(graph: fx.Graph, node: fx.Node) -> None:
             found = graph.call_function(ATEN.sum.dim_IntList, (each, [dim]), {"keepdim": True})
         for b in bias:
             found = call(ATEN.add.Tensor, found, b)
+    put_in_place(node, found)
+
+
+def put_in_place(node: fx.Node, found: fx.Node) -> None:
+    """Let one node stand for another, which is erased."""
     found.meta = node.meta
     node.replace_all_uses_with(found)
-    graph.erase_node(node)
+    node.graph.erase_node(node)
 
 
 def _stays(

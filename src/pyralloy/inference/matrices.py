@@ -11,6 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
+from pyralloy.inference.graphs import put_in_place
+
 __all__ = ["quicken", "quickens"]
 
 ATEN = torch.ops.aten
@@ -51,9 +53,7 @@ def quicken(graph: fx.GraphModule, tensors: tuple[Tensor, ...]) -> None:
             found = graph.graph.call_function(_operation(), (left, right))
             for b in bias:
                 found = graph.graph.call_function(ATEN.add.Tensor, (found, b))
-        found.meta = node.meta
-        node.replace_all_uses_with(found)
-        graph.graph.erase_node(node)
+        put_in_place(node, found)
     graph.recompile()
 
 
