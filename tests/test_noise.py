@@ -118,6 +118,12 @@ def test_a_regressor_passes_it_on():
     assert not torch.equal(weights(fits[0]), weights(fits[1]))
 
 
+def test_chains_take_rows_as_they_are_and_say_so():
+    mdn = pa.MDNRegressor(x_noise=0.1, inference="nuts", hidden=(3,), components=2)
+    with pytest.raises(ValueError, match=r"x_noise=0\.1 with inference='nuts'.*take x_noise=0"):
+        mdn.fit(PROBLEM.x.numpy(), PROBLEM.y.numpy())
+
+
 @pytest.mark.parametrize("noise", [-0.1, math.nan, math.inf, "0.1", True, None])
 def test_a_deviation_that_is_none_is_refused_before_any_work(noise):
     with pytest.raises((TypeError, ValueError), match=r"x_noise=.*give a .*number of 0 or more"):

@@ -87,7 +87,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             about the best on the rows held out, and weights are chosen accordingly (``"nuts"``
             holds none out).
         x_noise: Standard deviation of noise on the inputs of each step of training, in standard
-            deviations of each, as in :func:`pyralloy.fit`; chains of ``"nuts"`` have none.
+            deviations of each, as in :func:`pyralloy.fit`. Not with ``"nuts"``.
         patience: Hundredths of the steps without improvement that end the fit; None runs all.
         compile: How a step is run: False, True or ``"auto"``, as in :func:`pyralloy.fit`.
         device: Where to train and predict, for instance ``"cuda"``; None is the CPU.

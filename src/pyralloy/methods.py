@@ -112,7 +112,13 @@ def _fit_chains(regressor: Any, make: Make, data: Data, seed: int) -> Fit:
             "their own already; take members=1 and more draws, or inference='vi' or 'laplace'."
         )
     # Of this chains need no more than the steps; it is checked alike for all methods.
-    most = planned(**_training(regressor, data, seed)).max_steps
+    plan = planned(**_training(regressor, data, seed))
+    if plan.x_noise > 0.0:
+        raise ValueError(
+            f"x_noise={regressor.x_noise} with inference='nuts': chains take the rows as they are; "
+            "take x_noise=0, or inference='ml' with members=5 or more."
+        )
+    most = plan.max_steps
     steps = min(most, MOST_WARM_UP)
     return nuts(
         make(seed),
