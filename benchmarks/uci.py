@@ -153,6 +153,8 @@ PARTS = {
     "ReLU": {"activation": "relu"},
     "Student's t": {"family": "student_t"},
     "half the steps": {"max_steps": 1500},
+    "noise on x of 0.02": {"x_noise": 0.02},
+    "noise on x of 0.05": {"x_noise": 0.05},
     "twice the rate": {"learning_rate": 0.01},
     "5 members as they come": {"members": 5},
     "5 members, not narrowed": {"members": 5, "inference.ensemble.narrow": lambda *_: 0.0},

@@ -2,8 +2,9 @@ r"""
 Noise on the inputs: how smooth in x?
 =====================================
 
-Of 300 rows a network can learn what they say and what they happen to be. Moving their inputs a
-little at every step of training, ``x_noise``, leaves it what is smooth in x. How much is enough?
+From 300 rows a network learns the density and their accidents alike. Where their inputs move a
+little at every step of training (``x_noise``), only what is smooth in x can be learnt. How much is
+enough?
 """
 
 import numpy as np
@@ -14,8 +15,8 @@ import pyralloy as pa
 
 # %%
 # The density of the inverse sinusoid is known, and so is the least loss that can be. Ensembles of
-# five are trained on 300 rows, three times anew, and judged on 20,000 others. The noise is in
-# standard deviations of x.
+# five are trained on 300 rows, for three draws of them, and judged on 20,000 others. The noise is
+# in standard deviations of x.
 
 fresh = pa.datasets.inverse_sinusoid(20_000, seed=99)
 levels = [0.0, 0.05, 0.1, 0.2, 0.3]
@@ -68,4 +69,4 @@ last.set(ylabel="loss on fresh rows (nats)", ylim=(fresh.entropy - 0.05, None))
 last.legend(frameon=False)
 
 # %%
-# A tenth is worth most here, and too much blurs what is there: cross-validation tells.
+# About a tenth is best on the mean of three, and too much blurs what is there: cross-validate it.

@@ -15,6 +15,7 @@ __all__ = [
     "beside",
     "broadcast_shapes",
     "integer",
+    "not_negative",
     "outside_message",
     "paired",
     "positive",
@@ -51,28 +52,39 @@ def positive(name: str, value: Any, high: float = math.inf) -> float:
         TypeError: Not a real number.
         ValueError: Not finite, not above 0, or above ``high``.
     """
-    bound = "" if math.isinf(high) else f" and at most {high:g}"
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}={value!r}: give a number above 0{bound}.")
-    number = float(value)
+    wanted = "above 0" + _at_most(high)
+    number = _real(name, value, wanted)
     if not (math.isfinite(number) and 0.0 < number <= high):
-        raise ValueError(f"{name}={value!r}: give a finite number above 0{bound}.")
+        raise ValueError(f"{name}={value!r}: give a finite number {wanted}.")
     return number
 
 
-def not_negative(name: str, value: Any) -> float:
-    """Check a finite number of 0 or more, and give it as a ``float``.
+def not_negative(name: str, value: Any, high: float = math.inf) -> float:
+    """Check a finite number of 0 or more and at most ``high``, and give it as a ``float``.
 
     Raises:
         TypeError: Not a real number.
-        ValueError: Not finite, or below 0.
+        ValueError: Not finite, below 0, or above ``high``.
     """
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}={value!r}: give a number of 0 or more.")
-    number = float(value)
-    if not (math.isfinite(number) and number >= 0.0):
-        raise ValueError(f"{name}={value!r}: give a finite number of 0 or more.")
+    wanted = "of 0 or more" + _at_most(high)
+    number = _real(name, value, wanted)
+    if not (math.isfinite(number) and 0.0 <= number <= high):
+        raise ValueError(f"{name}={value!r}: give a finite number {wanted}.")
     return number
+
+
+def _at_most(high: float) -> str:
+    return "" if math.isinf(high) else f" and at most {high:g}"
+
+
+def _real(name: str, value: Any, wanted: str) -> float:
+    """Give a real number as a ``float``, infinite where no float is as large."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}={value!r}: give a number {wanted}.")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def probability(name: str, value: Any) -> float:

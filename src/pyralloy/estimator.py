@@ -66,8 +66,8 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         inference: How the weights are found: ``"ml"``, maximum likelihood; ``"map"``, the most
             probable ones under a prior; or a posterior, of which predictions pool draws: ``"vi"``,
             a Normal of each weight; ``"laplace"``, a Normal of the last layer's weights about those
-            that ``"ml"`` finds (or with ``validation=None`` the most probable ones); ``"nuts"``,
-            Markov chains, for small networks and few rows.
+            that ``"ml"`` finds (with ``validation=None`` and no ``x_noise``, the most probable
+            ones); ``"nuts"``, Markov chains, for small networks and few rows.
         members: Networks M, each from a start of its own, whose densities are pooled exactly; side
             by side with ``"ml"`` and ``"laplace"``, else one after the other. Not with ``"nuts"``.
         prior_scale: Scale s of the prior, a Normal of deviation s / sqrt(fan-in) for weights and s

@@ -111,12 +111,12 @@ def _fit_chains(regressor: Any, make: Make, data: Data, seed: int) -> Fit:
             f"members={regressor.members} with inference='nuts': its two chains have starts of "
             "their own already; take members=1 and more draws, or inference='vi' or 'laplace'."
         )
-    # Of this chains need no more than the steps; it is checked alike for all methods.
+    # Of this chains mind hardly anything; it is checked alike for all methods.
     plan = planned(**_training(regressor, data, seed))
     if plan.x_noise > 0.0:
         raise ValueError(
             f"x_noise={regressor.x_noise} with inference='nuts': chains take the rows as they are; "
-            "take x_noise=0, or inference='ml' with members=5 or more."
+            "take x_noise=0, or another inference."
         )
     most = plan.max_steps
     steps = min(most, MOST_WARM_UP)

@@ -151,7 +151,8 @@ class Stream:
 class Noisy:
     """Batches whose inputs have Normal noise, drawn anew at each step.
 
-    As the batch of a step, its noise depends on the seed and the step alone.
+    As the batch of a step, its noise depends on the seed and the step alone, on one kind of device
+    and in one dtype.
 
     Args:
         batches: Their first tensors are the inputs.

@@ -79,7 +79,7 @@ def ensemble(
     as one leading dimension, which costs a fraction of training one after the other; each comes to
     the weights it would have alone, to rounding, but for one number on all widths, by which the
     pool is made as wide as it should be. Members of a ``guide`` are trained one by one, but for
-    those of a Laplace approximation where rows are held out.
+    those of a Laplace approximation where rows are held out or inputs have noise.
 
     Args:
         make_model: Gives the model of a seed, of the same parts each time:
@@ -102,7 +102,7 @@ def ensemble(
         stretch: As in :func:`pyralloy.fit`, of each member (with a ``guide``, of all together), on
             the wide side by the error of their mean only; then the widths of all members are
             multiplied by one number, at most 1, for what their pool adds to them.
-        x_noise: As in :func:`pyralloy.fit`; each member's own.
+        x_noise: As in :func:`pyralloy.fit`; each member draws its own.
         clip: As in :func:`pyralloy.fit`, of each member.
         batch_size: Rows a step of each member.
         max_steps: Steps of the schedule.

@@ -58,10 +58,10 @@ class Fit:
         history: A table (numpy record array) with a row an evaluation: ``step``; ``train`` and
             ``validation``, mean negative log densities in nats, in y's units; ``seconds`` since the
             start; ``clipped``, the steps whose gradient was longer than ``clip``. ``train`` is the
-            mean over the minibatches since the row before (with a guide, minus the evidence bound a
-            row), and ``clipped`` their count; ``validation`` is NaN where nothing was held out.
-            With ``stretch`` it is of the density as it would be with the best width, and in the row
-            of ``best_step`` of the model as it is.
+            mean over the minibatches since the row before, with the noise of ``x_noise`` (with a
+            guide, minus the evidence bound a row), and ``clipped`` their count; ``validation`` is
+            NaN where nothing was held out. With ``stretch`` it is of the density as it would be
+            with the best width, and in the row of ``best_step`` of the model as it is.
         marginal: Mean negative log density, on the same held-out rows (on the training rows where
             nothing was held out), of a density of y that ignores x: what the model must beat.
         best_step: The step whose weights the model holds.

@@ -40,14 +40,15 @@ class Recovery:
 
     Args:
         engine: What takes the steps; its state now is the first to go back to.
+        noisy: Whether the inputs of batches have noise, for the error to say so.
 
     Attributes:
         factor: What rates are to be multiplied by, 1 until something was not finite.
         steps: The steps from which it went back.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self.factor, self.steps = 1.0, []
+    def __init__(self, engine: Engine, *, noisy: bool = False) -> None:
+        self.factor, self.steps, self._noisy = 1.0, [], noisy
         self._engine = engine
         self._good = {name: tensor.clone() for name, tensor in self._now().items()}
         self._step = 0
@@ -111,13 +112,14 @@ class Recovery:
         """Make the error that says what was not finite last, and which rows are to blame."""
         name, value, step = self._last
         rows, looked = self._rows_to_blame()
+        noise, remedy = (", with noise,", "x_noise or ") if self._noisy else ("", "")
         blame = (
-            "no row by itself is the cause at the last finite weights: lower learning_rate"
+            f"no row by itself is the cause at the last finite weights: lower {remedy}learning_rate"
             if not rows
             else f"at the last finite weights {len(rows[0])} of the {looked} rows last seen have "
-            f"no finite loss and gradient by themselves (standardised x and y of the first: "
+            f"no finite loss and gradient by themselves (standardised x{noise} and y of the first: "
             f"{rows[0][0].tolist()}, {rows[1][0].tolist()}): look at those rows, and at the trunk, "
-            "or lower learning_rate"
+            f"or lower {remedy}learning_rate"
         )
         return Diverged(
             f"the {name} became {value} at step {step}, after {len(self.steps) - 1} returns to "

@@ -96,7 +96,7 @@ def fit(
     before it has a spread (``patience`` does choose, and so do guides of one value). ``AutoDelta``
     gives the most probable weights. ``AutoLaplaceApproximation`` is a Normal with the curvature of
     the training rows: about the weights of the first run, which then takes all steps, or, with
-    ``validation=None``, about the most probable ones nearby.
+    ``validation=None`` and no ``x_noise``, about the most probable ones nearby.
 
     Args:
         model: Trained in place.
@@ -131,16 +131,18 @@ def fit(
         patience: Hundredths of ``max_steps`` without improvement that end the fit; None runs all
             steps. Needs held-out rows.
         seed: Source of the rows held out, the initial weights of the head and of an
-            :class:`~pyralloy.networks.MLP`, the order of batches, and dropout. Parameters without
-            gradient (``requires_grad_(False)``) stay as they are.
+            :class:`~pyralloy.networks.MLP`, the order of batches, noise and dropout. Parameters
+            without gradient (``requires_grad_(False)``) stay as they are.
         learning_rate: Peak of the schedule.
         schedule: Gives, of a step counted from 0 and the number of steps, the fraction of the
             learning rate: :func:`~pyralloy.inference.schedules.one_cycle`, ``cosine`` or
             ``constant`` of the same room, or a function of your own.
         x_noise: Standard deviation of Normal noise that is added to the inputs of each step, in
-            standard deviations of each input; held-out rows and predictions have none. It makes
-            the density smooth in x, which is worth most of few inputs and few rows, and it leaves
-            little to learn by heart. A twentieth is a good first try; 0 adds none.
+            standard deviations of each input; 0 adds none. Held-out rows, predictions and the
+            curvature of a Laplace approximation have none. It keeps the density smooth in x, which
+            pays where y is noisy, inputs are one or two and rows are few: try 0.05. It does harm
+            where y depends on x in steps, as in many tables. A guide is trained with it too, on a
+            likelihood that is averaged over the noise, which is not quite Bayes'.
         clip: Longest that the gradient of the loss may be, in nats a row per unit of the weights;
             a longer one is shortened to it, and ``history.clipped`` counts them. None leaves all
             as they are.

@@ -42,6 +42,9 @@ EARLY = 3
 SHARED = ("learning_rate", "batch_size", "max_steps", "every", "patience", "clip", "compile")
 SHARED += ("stretch", "x_noise", "seed")
 
+#: Most noise on the inputs, in standard deviations of theirs: far less drowns them.
+MOST_NOISE = 100.0
+
 #: Called at each evaluation as ``callback(step, metrics)``; a true answer ends the fit.
 Callback = Callable[[int, Mapping[str, float]], Any]
 
@@ -62,7 +65,7 @@ class Plan:
         x_noise: Standard deviation of the noise on standardised inputs, drawn anew at each step.
         clip: Longest that a gradient may be; None leaves it as it is.
         compile: Whether a step is compiled: True, False or ``"auto"``.
-        seed: Where the order of the batches comes from.
+        seed: Where the order of the batches comes from, and the noise on their inputs.
         offset: Nats to add to a loss of standardised y, to have it in y's units.
         baseline: The marginal's negative log density, to show beside the model's.
         progress: Whether to show a progress bar.
@@ -158,7 +161,7 @@ def planned(
         patience=None if patience is None else integer("patience", patience),
         schedule=schedule,
         stretch=bool(stretch),
-        x_noise=not_negative("x_noise", x_noise),
+        x_noise=not_negative("x_noise", x_noise, MOST_NOISE),
         clip=None if clip is None else positive("clip", clip),
         compile=compile,
         seed=integer("seed", seed, 0),
@@ -284,7 +287,7 @@ class _Run:
         self.trace, self._engine, self._plan, self._evaluate = Trace(), engine, plan, evaluate
         self._saving, self._bar, self._start = saving, bar, time.perf_counter()
         generators = Generators(engine.parameters.vector.device)
-        self.recovery = Recovery(engine)
+        self.recovery = Recovery(engine, noisy=plan.x_noise > 0.0)
         self._riders: dict[str, Rider] = {
             "engine": engine,
             "weights": engine.parameters,

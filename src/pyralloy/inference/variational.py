@@ -149,7 +149,10 @@ def approximate(model: MDN, how: Approximation, ready: Ready, stop: Stop) -> Gui
 
 
 def needs_no_run(how: Approximation, ready: Ready, *, holding: bool) -> bool:
-    """Say whether a guide is only the curvature about the weights that held-out rows choose.
+    """Say whether a guide is only the curvature about weights that are not the most probable ones.
+
+    Such are those that held-out rows choose, and those that noise on the inputs has kept smooth: to
+    go from there to the most probable weights of the rows as they are would undo it.
 
     Args:
         how: Names the guide.
@@ -166,7 +169,7 @@ def needs_no_run(how: Approximation, ready: Ready, *, holding: bool) -> bool:
             f"guide={how.guide!r} needs the curvature of all rows at once: give x and y as they "
             "are, or take AutoNormal or AutoLowRankMultivariateNormal."
         )
-    return holding
+    return holding or ready.plan.x_noise > 0.0
 
 
 def curved(model: MDN, how: Approximation, ready: Ready) -> tuple[Any, Gaussian]:
