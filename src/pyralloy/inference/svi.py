@@ -140,9 +140,10 @@ def fit(
         x_noise: Standard deviation of Normal noise that is added to the inputs of each step, in
             standard deviations of each input; 0 adds none. Held-out rows, predictions and the
             curvature of a Laplace approximation have none. It keeps the density smooth in x, which
-            pays where y is noisy, inputs are one or two and rows are few: try 0.05. It does harm
-            where y depends on x in steps, as in many tables. A guide is trained with it too, on a
-            likelihood that is averaged over the noise, which is not quite Bayes'.
+            pays where it is so on that scale and rows are few for it: try 0.05, by
+            cross-validation. It does harm where y depends on x in steps or sharply, as in many
+            tables. A guide is trained with it too, on a likelihood that is averaged over the noise,
+            which is not quite Bayes'.
         clip: Longest that the gradient of the loss may be, in nats a row per unit of the weights;
             a longer one is shortened to it, and ``history.clipped`` counts them. None leaves all
             as they are.
