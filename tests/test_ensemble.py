@@ -21,7 +21,7 @@ from pyralloy.inference.lanes import Lanes
 from pyralloy.inference.objective import pyro_runtime
 from pyralloy.inference.products import Products
 from pyralloy.inference.rows import Rows, folds
-from pyralloy.inference.svi import fit_weights
+from pyralloy.inference.runs import fit_weights
 from pyralloy.inference.training import Plan
 
 F32, F64 = torch.float32, torch.float64

@@ -23,16 +23,16 @@ from pyralloy.inference.lanes import Lanes
 from pyralloy.inference.posterior import Members, Point, Posterior, Several
 from pyralloy.inference.ready import mean_nll
 from pyralloy.inference.rows import Rows, weighted_mean
-from pyralloy.inference.schedules import Schedule, one_cycle
-from pyralloy.inference.stretch import POOLED, narrow, stretch_pools
-from pyralloy.inference.stretch import stretch as stretch_widths
-from pyralloy.inference.svi import (
+from pyralloy.inference.runs import (
     first_plan,
     fit_guide,
     fit_weights,
     require_precision,
     running,
 )
+from pyralloy.inference.schedules import Schedule, one_cycle
+from pyralloy.inference.stretch import POOLED, narrow, stretch_pools
+from pyralloy.inference.stretch import stretch as stretch_widths
 from pyralloy.inference.training import Plan, Trace, bar_of, planned, show
 from pyralloy.inference.variational import (
     Approximation,
