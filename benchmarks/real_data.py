@@ -93,8 +93,9 @@ TITLES = {
 }
 METHODS = {name: OTHERS[name] for name in ("single", "ensemble", "ngboost", "lightgbm", "gp")}
 METHODS["kde"] = kde
-#: The ensemble once more, with noise on its inputs: not one of the rivals, and done on demand.
-WITH_NOISE = {"noise on x": ours(members=10, x_noise=0.05)}
+#: Compared unless others are named.
+USUAL = list(METHODS)
+METHODS["noise on x"] = ours(members=10, x_noise=0.05)
 
 
 def divide(y, split):
@@ -110,7 +111,7 @@ def compare(x, y, methods, splits):
         for method in methods:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of copies in the data, of kernels at their bounds
-                density = (METHODS | WITH_NOISE)[method](x[kept], y[kept], x[out], split)
+                density = METHODS[method](x[kept], y[kept], x[out], split)
             found[method].append(scores(density, y[out])["crps"])
     return {method: np.array(values) for method, values in found.items()}
 
@@ -175,7 +176,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS | WITH_NOISE)
+    parser.add_argument("--methods", nargs="+", default=USUAL, choices=METHODS)
     parser.add_argument("--data", type=Path, default=os.environ.get("PYRALLOY_DATA", DATA))
     parser.add_argument("--figure", type=Path, help="draw, and compare nothing")
     options = parser.parse_args()

@@ -52,10 +52,10 @@ def positive(name: str, value: Any, high: float = math.inf) -> float:
         TypeError: Not a real number.
         ValueError: Not finite, not above 0, or above ``high``.
     """
-    wanted = "above 0" + _at_most(high)
+    wanted = "number above 0" + _at_most(high)
     number = _real(name, value, wanted)
     if not (math.isfinite(number) and 0.0 < number <= high):
-        raise ValueError(f"{name}={value!r}: give a finite number {wanted}.")
+        raise ValueError(f"{name}={value!r}: give a finite {wanted}.")
     return number
 
 
@@ -66,10 +66,10 @@ def not_negative(name: str, value: Any, high: float = math.inf) -> float:
         TypeError: Not a real number.
         ValueError: Not finite, below 0, or above ``high``.
     """
-    wanted = "of 0 or more" + _at_most(high)
+    wanted = "number of 0 or more" + _at_most(high)
     number = _real(name, value, wanted)
     if not (math.isfinite(number) and 0.0 <= number <= high):
-        raise ValueError(f"{name}={value!r}: give a finite number {wanted}.")
+        raise ValueError(f"{name}={value!r}: give a finite {wanted}.")
     return number
 
 
@@ -80,7 +80,7 @@ def _at_most(high: float) -> str:
 def _real(name: str, value: Any, wanted: str) -> float:
     """Give a real number as a ``float``, infinite where no float is as large."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}={value!r}: give a number {wanted}.")
+        raise TypeError(f"{name}={value!r}: give a {wanted}.")
     try:
         return float(value)
     except OverflowError:
@@ -94,11 +94,11 @@ def probability(name: str, value: Any) -> float:
         TypeError: Not a real number.
         ValueError: Not between 0 and 1, or one of them.
     """
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}={value!r}: give a probability strictly between 0 and 1.")
-    if not 0.0 < float(value) < 1.0:
-        raise ValueError(f"{name}={value!r}: give a probability strictly between 0 and 1.")
-    return float(value)
+    wanted = "probability strictly between 0 and 1"
+    number = _real(name, value, wanted)
+    if not 0.0 < number < 1.0:
+        raise ValueError(f"{name}={value!r}: give a {wanted}.")
+    return number
 
 
 def as_values(name: str, values: Any, *, device: torch.device | None = None) -> Tensor:

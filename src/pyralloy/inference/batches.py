@@ -178,9 +178,9 @@ class Noisy:
         return torch.add(x, noise, alpha=self._deviation), *others
 
 
-def _mix(seed: int, epoch: int) -> int:
-    """Join seed and epoch into one 63-bit seed (splitmix64), far from its neighbours' streams."""
-    z = (seed * 0x9E3779B97F4A7C15 + epoch * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
+def _mix(seed: int, number: int) -> int:
+    """Join seed and number into one 63-bit seed (splitmix64), far from its neighbours' streams."""
+    z = (seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
     return (z ^ (z >> 31)) >> 1
