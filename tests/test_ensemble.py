@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pyro import distributions as dist
-from pyro.infer.autoguide import AutoDelta, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation, AutoNormal
 from torch import nn
 
 import pyralloy as pa
@@ -301,6 +301,30 @@ def test_members_of_a_guide_are_posteriors_whose_mixture_is_drawn():
     assert tree["mixture"]["loc"].sizes["member"] == 2 and "posterior" not in tree.children
 
 
+@pytest.mark.parametrize("guide", [AutoNormal, AutoLaplaceApproximation, AutoDelta])
+@pytest.mark.parametrize("own", [{}, {"temperature": 0.2, "warm_up": 0.5, "start": 10}])
+def test_a_member_is_the_posterior_it_would_have_alone(guide, own):
+    def make(seed):
+        return make_model(seed, prior=dist.Normal(0.0, 1.0), dtype=F64)
+
+    options = {"guide": guide, "validation": None, "max_steps": 40, **own}
+    together = run(make, members=2, **options)
+    assert together.temperature == own.get("temperature", 1.0)
+    count = 1 if guide is AutoDelta else 2000
+    drawn = together.weights(2 * count)  # those of each member together
+    for number, seed in enumerate(seeds_of(2)):
+        alone = pa.fit(make(seed), PROBLEM.x, PROBLEM.y, seed=seed, progress=False, **options)
+        expected = {n: w.detach()[None] for n, w in alone.model.weights().items()}
+        expected |= alone.weights(count)
+        for name, weights in drawn.items():
+            found = weights.unflatten(0, (2, -1))[number]
+            gap = (found.mean(0) - expected[name].mean(0)).abs()
+            spread = found.std(0, correction=0)
+            assert torch.all(gap <= 6.0 * spread * (2 / count) ** 0.5 + 1e-9)
+            if count > 1:
+                torch.testing.assert_close(spread, expected[name].std(0), rtol=0.15, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("make", "options", "error", "message"),
     [
@@ -324,6 +348,9 @@ def test_members_of_a_guide_are_posteriors_whose_mixture_is_drawn():
             "different parts",
         ),
         (make_model, {"guide": AutoNormal}, ValueError, "no prior"),
+        (make_model, {"temperature": 0.5}, ValueError, "go with a guide"),
+        (make_model, {"warm_up": 1.5}, ValueError, r"warm_up=1\.5"),
+        (make_model, {"start": -1}, ValueError, "start=-1"),
         (make_model, {"compile": "yes"}, ValueError, "compile='yes'"),
         (make_model, {"stretch": "no"}, ValueError, "stretch='no'"),
         (make_model, {"schedule": lambda _step, _steps: -1.0}, ValueError, "schedule gave -1.0"),

@@ -24,7 +24,6 @@ from pyralloy.inference.posterior import Members, Point, Posterior, Several
 from pyralloy.inference.ready import mean_nll
 from pyralloy.inference.rows import Rows, weighted_mean
 from pyralloy.inference.runs import (
-    first_plan,
     fit_guide,
     fit_weights,
     require_precision,
@@ -54,6 +53,9 @@ def ensemble(
     *,
     members: int = 5,
     guide: Any = None,
+    start: int | None = None,
+    temperature: float = 1.0,
+    warm_up: float = 0.0,
     weights: Any = None,
     size: float | None = None,
     validation: float | tuple[Any, ...] | None = 0.1,
@@ -90,6 +92,10 @@ def ensemble(
         members: How many, M, at least 2.
         guide: As in :func:`pyralloy.fit`, for models with a prior: each member then is a posterior
             of its own, and the ensemble their mixture.
+        start: As in :func:`pyralloy.fit`, with a ``guide``; and so are ``temperature`` and
+            ``warm_up``.
+        temperature: Of each member's posterior.
+        warm_up: Of each member's guide.
         weights: Of the rows, as in :func:`pyralloy.fit`.
         size: Number of rows that the weights count as together, as in :func:`pyralloy.fit`.
         validation: Fraction of the rows that each member holds out, others than the members before
@@ -139,6 +145,7 @@ def ensemble(
         (15, torch.Size([3, 2]))
     """
     count = integer("members", members, 2)
+    how = Approximation.checked(guide, start=start, temperature=temperature, warm_up=warm_up)
     plan = planned(
         validation=validation,
         learning_rate=learning_rate,
@@ -168,7 +175,7 @@ def ensemble(
         crew = gather_crew(models, seeds, (x, y, weights), plan, validation, size=size)
         if guide is None:
             fitted = side_by_side(crew, stop)
-        elif needs_no_run(how := Approximation(guide), crew[0].ready, holding=crew[0].holding):
+        elif needs_no_run(how, crew[0].ready, holding=crew[0].holding):
             fitted = _curved(crew, stop, how)
         else:
             fitted = _one_by_one(crew, stop, how)
@@ -344,8 +351,7 @@ def _one_by_one(crew: list[Member], stop: Stop, how: Approximation) -> Fit:
     each, outs = [], []
     for member in crew:
         own = member.own
-        alone, first = plain(member.model), first_plan(own.plan, None)
-        each.append(fit_guide(member.model, alone, own, stop, how=how, first=first, alone=False))
+        each.append(fit_guide(member.model, plain(member.model), own, stop, how=how, alone=False))
         if own.held_out is not None and own.plan.stretch:
             outs.append(own.held_out)
         if stop.requested:
@@ -380,7 +386,7 @@ def _curved(crew: list[Member], stop: Stop, how: Approximation) -> Fit:
             outs.append(own.held_out)
     _stretch_all(models, posteriors, outs)
     several = Several([(p, m.weights()) for p, m in zip(posteriors, models, strict=True)])
-    return replace(whole, model=models[0], posterior=several)
+    return replace(whole, model=models[0], posterior=several, temperature=how.temperature)
 
 
 def _stretch_all(

@@ -9,7 +9,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pyralloy.checks import integer
 from pyralloy.inference.diagnostics import settled
 from pyralloy.inference.engine import Engine
 from pyralloy.inference.fit import Fit
@@ -31,7 +30,7 @@ from pyralloy.inference.variational import (
 from pyralloy.model import MDN
 from pyralloy.seeds import seeded
 
-__all__ = ["first_plan", "fit_guide", "fit_weights", "require_precision", "running"]
+__all__ = ["fit_guide", "fit_weights", "require_precision", "running"]
 
 
 def require_precision(model: MDN) -> None:
@@ -40,9 +39,9 @@ def require_precision(model: MDN) -> None:
         raise TypeError("model is in half precision: train it in float32, by model.float().")
 
 
-def first_plan(plan: Plan, start: int | None) -> Plan | None:
+def _first_plan(plan: Plan, start: int | None) -> Plan | None:
     """Plan the run before that of a guide; None for no run."""
-    steps = plan.max_steps // 2 if start is None else integer("start", start, 0)
+    steps = plan.max_steps // 2 if start is None else start
     every = max(1, steps // 100)
     if steps == 0:
         return None
@@ -109,10 +108,10 @@ def fit_guide(
     stop: Stop,
     *,
     how: Approximation,
-    first: Plan | None,
     alone: bool = True,
 ) -> Fit:
     """Train the network alone, then a guide of its weights; stretch what stands alone."""
+    first = _first_plan(ready.plan, how.start)
     whose = f"guide {getattr(how.guide, '__name__', type(how.guide).__name__)}"
     terms = [how.temperature, how.warm_up, 0 if first is None else first.max_steps]
     ready = replace(ready, identity=ready.identity | {"guide": whose, "terms": terms})
@@ -126,9 +125,7 @@ def fit_guide(
         return _guided(model, ready, guided, how, alone=alone)
     before = Returns()
     if first is not None and ready.files.run() != "guide":
-        plan = replace(first, offset=ready.plan.offset, baseline=ready.plan.baseline)
-        plan = replace(plan, batch_size=ready.plan.batch_size)
-        begun = replace(ready, plan=plan, identity=ready.identity | {"run": "first"})
+        begun = replace(ready, plan=first, identity=ready.identity | {"run": "first"})
         trace = _trained(plain, begun, stop)
         before.steps = trace.returns
         if trace.interrupted:

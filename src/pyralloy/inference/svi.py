@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import os
 import warnings
 from datetime import timedelta
@@ -10,14 +9,13 @@ from typing import Any, Literal
 
 import torch
 
-from pyralloy.checks import positive
 from pyralloy.inference.checkpoint import checked_files
 from pyralloy.inference.data import gather
 from pyralloy.inference.diagnostics import FitWarning
 from pyralloy.inference.fit import Fit
 from pyralloy.inference.interrupts import interrupts
 from pyralloy.inference.ready import prepare
-from pyralloy.inference.runs import first_plan, fit_guide, fit_weights, require_precision
+from pyralloy.inference.runs import fit_guide, fit_weights, require_precision
 from pyralloy.inference.schedules import Schedule, one_cycle
 from pyralloy.inference.training import Callback, planned
 from pyralloy.inference.variational import Approximation, require_guide
@@ -194,9 +192,7 @@ def fit(
         raise TypeError(f"model={model!r}: give a pyralloy.MDN.")
     require_guide(model, guide)
     require_precision(model)
-    how = Approximation(guide, positive("temperature", temperature), _fraction("warm_up", warm_up))
-    if guide is None and (start, how.temperature, how.warm_up) != (None, 1.0, 0.0):
-        raise ValueError("start, temperature and warm_up go with a guide: give one, or not these.")
+    how = Approximation.checked(guide, start=start, temperature=temperature, warm_up=warm_up)
     plan = planned(
         validation=validation,
         learning_rate=learning_rate,
@@ -212,7 +208,6 @@ def fit(
         progress=progress,
         callback=callback,
     )
-    first = None if guide is None else first_plan(plan, start)
     if batch_size is not None and y is None:
         raise ValueError(f"batch_size={batch_size} goes with y: batches have a size of their own.")
     files = checked_files(checkpoint, checkpoint_every, resume)
@@ -230,7 +225,7 @@ def fit(
         if guide is None:
             fitted = fit_weights(model, ready, stop, begun=initialise)
         else:
-            fitted = fit_guide(model, plain, ready, stop, how=how, first=first)
+            fitted = fit_guide(model, plain, ready, stop, how=how)
     if fitted.interrupted:
         warnings.warn(
             f"the fit was interrupted at step {fitted.history.step[-1]} of {plan.max_steps}; the "
@@ -240,9 +235,3 @@ def fit(
     for said in fitted.diagnostics:
         warnings.warn(said, FitWarning, stacklevel=2)
     return fitted
-
-
-def _fraction(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0.0 <= value < 1.0:
-        raise ValueError(f"{name}={value!r}: give a fraction of the steps, from 0 to below 1.")
-    return float(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from pyro.infer.autoguide.initialization import init_to_value
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from pyralloy.checks import integer, positive
 from pyralloy.inference.engine import Engine
 from pyralloy.inference.interrupts import Stop
 from pyralloy.inference.objective import FlatParameters, Objective
@@ -55,11 +57,33 @@ class Approximation:
         guide: A guide, or what makes one from the model.
         temperature: T of a posterior in which the likelihood is raised to the power 1 / T.
         warm_up: Fraction of the steps over which the divergence from the prior comes into force.
+        start: Steps of maximum likelihood before; None takes half of all.
     """
 
     guide: Any
     temperature: float = 1.0
     warm_up: float = 0.0
+    start: int | None = None
+
+    @classmethod
+    def checked(cls, guide: Any, **terms: Any) -> Approximation:
+        """Check the terms of a ``guide``, or that without one they are as they come.
+
+        Raises:
+            TypeError: Not numbers.
+            ValueError: Out of range, or terms without a guide.
+        """
+        how = cls(
+            guide,
+            positive("temperature", terms["temperature"]),
+            _fraction("warm_up", terms["warm_up"]),
+            None if terms["start"] is None else integer("start", terms["start"], 0),
+        )
+        if guide is None and how != cls(None):
+            raise ValueError(
+                "start, temperature and warm_up go with a guide: give one, or not these."
+            )
+        return how
 
 
 class Guided(NamedTuple):
@@ -68,6 +92,12 @@ class Guided(NamedTuple):
     trace: Trace
     guide: Any
     posterior: Posterior | None
+
+
+def _fraction(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0.0 <= value < 1.0:
+        raise ValueError(f"{name}={value!r}: give a fraction of the steps, from 0 to below 1.")
+    return float(value)
 
 
 def require_guide(model: MDN, guide: Any) -> None:
