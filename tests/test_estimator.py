@@ -190,6 +190,22 @@ def test_a_bad_row_is_named_by_its_own_number():
         make(family="gamma").fit(X, y)
 
 
+def test_components_may_be_of_a_family_on_an_interval():
+    family = pa.families.TruncatedNormalFamily(float(Y.min()) - 0.5, float(Y.max()) + 0.5)
+    mdn = clone(make(family=family)).fit(X, Y)
+    assert repr(family) in repr(mdn) and mdn.family is not family
+    density = mdn.predict_density(X[:5])
+    low, high = family.support.low, family.support.high
+    ends = torch.tensor([[low], [high]], dtype=torch.float64)
+    np.testing.assert_allclose(density.cdf(ends), [[0.0] * 5, [1.0] * 5], atol=1e-12)
+    assert density.log_prob(ends + torch.tensor([[-0.01], [0.01]])).isneginf().all()
+    assert low < mdn.sample(X[:5], 100).min() and mdn.sample(X[:5], 100).max() < high
+    again = pickle.loads(pickle.dumps(mdn))
+    np.testing.assert_array_equal(again.predict(X[:5]), mdn.predict(X[:5]))
+    with pytest.raises(ValueError, match=r"y holds .* at row .*'truncated_normal'"):
+        mdn.fit(X, Y - 1.0)
+
+
 def test_rows_of_another_width_are_refused():
     mdn = make(max_steps=2).fit(X, Y)
     with pytest.raises(ValueError, match="2 features"):

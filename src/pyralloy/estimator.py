@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 from pyralloy import recipe
 from pyralloy.checks import as_values, integer
 from pyralloy.columns import Cells, Columns, plain_targets
-from pyralloy.families import FAMILIES
+from pyralloy.families import Family, as_family
 from pyralloy.heads import MixtureHead
 from pyralloy.inference.fit import Fit
 from pyralloy.inference.rows import require_support
@@ -60,7 +60,9 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             through; 0 for none. None takes 16, fewer of few rows, and none of a single column or
             with ``"nuts"``.
         family: Kind of component, by its name in :data:`pyralloy.families.FAMILIES`, for instance
-            ``"normal"``, ``"student_t"``, ``"gamma"`` or ``"poisson"``.
+            ``"normal"``, ``"student_t"``, ``"gamma"`` or ``"poisson"``; or a
+            :class:`~pyralloy.families.Family`, for instance ``families.TruncatedNormalFamily(0,
+            100)`` where y is known to lie between 0 and 100.
         covariance: Of several targets within a component: ``"diagonal"``; for ``"normal"`` and
             ``"student_t"`` also ``"full"`` or ``"low_rank"``, of one factor.
         inference: How the weights are found: ``"ml"``, maximum likelihood; ``"map"``, the most
@@ -123,7 +125,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         activation: str = "silu",
         *,
         bins: int | None = None,
-        family: str = "normal",
+        family: str | Family = "normal",
         covariance: str = "diagonal",
         inference: str = "ml",
         members: int = 1,
@@ -199,7 +201,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             raise ValueError(f"y has shape {tuple(targets.shape)}: give (N,) or (N, D).")
         self._known()
         seed = self._seed()
-        require_support(targets, FAMILIES[self.family])  # while rows have the user's numbers
+        require_support(targets, as_family(self.family))  # while rows have the user's numbers
         cells, targets, weights, size = _counted(columns, cells, targets, sample_weight, seed)
         numbers = columns.fit_transform(cells)
         self.columns_ = columns
@@ -317,7 +319,6 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         """Look up every name."""
         for name, value, known in (
             ("activation", self.activation, ACTIVATIONS),
-            ("family", self.family, FAMILIES),
             ("inference", self.inference, INFERENCE),
             ("schedule", self.schedule, SCHEDULES),
         ):

@@ -21,6 +21,7 @@ from pyralloy.families.location_scale import (
 from pyralloy.families.positive import GammaFamily, LogNormalFamily, WeibullFamily
 from pyralloy.families.registry import (
     FAMILIES,
+    as_family,
     base_of,
     build,
     family_of,
@@ -70,6 +71,7 @@ __all__ = [
     "VonMises",
     "VonMisesFamily",
     "WeibullFamily",
+    "as_family",
     "base_of",
     "build",
     "family_of",

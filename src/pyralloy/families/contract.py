@@ -259,6 +259,10 @@ class IntervalFamily(Family):
             )
         self.support = Support(float(low), float(high))
 
+    def __repr__(self) -> str:
+        """Show the interval."""
+        return f"{type(self).__name__}({self.support.low:g}, {self.support.high:g})"
+
     @property
     def outputs(self) -> int:
         """One a parameter but the two ends, which are given."""

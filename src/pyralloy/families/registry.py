@@ -29,6 +29,7 @@ from pyralloy.families.vector import VectorFamily, product_of
 
 __all__ = [
     "FAMILIES",
+    "as_family",
     "base_of",
     "build",
     "family_of",
@@ -115,6 +116,19 @@ def kind_of(component: Any) -> Family | VectorFamily:
     return family_of(component)
 
 
+def as_family(family: Any) -> Family:
+    """Look up a scalar family by its name, or give a family as it is.
+
+    Raises:
+        ValueError: A name that is unknown, or neither a name nor a family.
+    """
+    if isinstance(family, Family):
+        return family
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise ValueError(f"family={family!r} is unknown: choose one of {sorted(FAMILIES)}.")
+    return FAMILIES[family]
+
+
 def find_family(
     family: str | Family, targets: int | None, covariance: str, rank: int | None
 ) -> Family | VectorFamily:
@@ -133,15 +147,13 @@ def find_family(
         TypeError: ``rank`` is no integer.
         ValueError: A name that is unknown, or arguments that do not go together.
     """
-    if not isinstance(family, Family) and family not in FAMILIES:
-        raise ValueError(f"family={family!r} is unknown: choose one of {sorted(FAMILIES)}.")
+    scalar = as_family(family)
     if covariance not in ("diagonal", "full", "low_rank"):
         raise ValueError(
             f"covariance={covariance!r} is unknown: choose 'diagonal', 'full' or 'low_rank'."
         )
     if rank is not None and covariance != "low_rank":
         raise ValueError(f"rank={rank!r} is for covariance='low_rank', not {covariance!r}.")
-    scalar = family if isinstance(family, Family) else FAMILIES[family]
     if covariance == "diagonal":
         return scalar if targets is None else product_of(scalar, 1)
     if targets is None:
