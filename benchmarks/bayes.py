@@ -94,6 +94,7 @@ METHODS = {
     "ml small": by(None, size=SMALL),
     "map": by(AutoDelta, priors.FanIn()),
     "mean-field": by(AutoNormal, priors.FanIn()),
+    "mean-field, T = 0.01": by(AutoNormal, priors.FanIn(), temperature=0.01),
     "low-rank": by(low_rank, priors.FanIn()),
     "mean-field, last layer": by(AutoNormal, priors.LastLayer()),
     "laplace, last layer, small": by(AutoLaplaceApproximation, priors.LastLayer(), SMALL),
@@ -106,6 +107,7 @@ REFERENCE = METHODS | {
     "mean-field, T = 0.3": by(AutoNormal, priors.FanIn(), temperature=0.3),
     "mean-field, last layer, long": by(AutoNormal, priors.LastLayer(), max_steps=5000),
     "20 modes": members(20, LOOSE, FEWER, guide=AutoDelta, **SMOOTH),
+    "5 members, bounded": members(5, None, FEWER, BOUNDED, **SMOOTH),
     "5 modes, bounded": members(5, LOOSE, FEWER, BOUNDED, guide=AutoDelta, **SMOOTH),
     "20 modes, bounded": members(20, LOOSE, FEWER, BOUNDED, guide=AutoDelta, **SMOOTH),
     "5 mean-fields, bounded, T = 0.01": members(

@@ -11,8 +11,12 @@ trained by the engine of `pa.fit` from the most probable weights nearby; both se
 standardised units, so that the prior is the law that made the data.
 
 Printed is, of each function, the largest gap between the share of ranks below a cut and what a
-uniform law expects, beside the gap that six uniform ones exceed in one case of a hundred.
+uniform law expects, as it is and in standard errors, which at the ends are smaller; beside each
+what six uniform ones exceed in one case of a hundred. The figure's band is of standard errors.
 
+Saeilynoja, T., Buerkner, P.-C., & Vehtari, A. (2022). Graphical test for discrete uniformity and
+its applications in goodness-of-fit evaluation and multiple sample comparison. Statistics and
+Computing 32. doi:10.1007/s11222-022-10090-6
 Talts, S., et al. (2018). Validating Bayesian inference algorithms with simulation-based
 calibration. arXiv:1804.06788
 """
@@ -119,29 +123,47 @@ def gaps(found):
     return (found[..., None] < CUTS).double().mean(-3) - CUTS / (DRAWS + 1)
 
 
-def band(simulations, level=0.99):
-    """Give the gap that all six functions keep within at a level, if their ranks are uniform."""
+def errors(simulations):
+    """Give the standard error of each such share (9,), if ranks are uniform."""
+    share = CUTS.double() / (DRAWS + 1)
+    return (share * (1 - share) / simulations).sqrt()
+
+
+#: What is taken of gaps (..., J, 9) from so many simulations before the largest is looked for.
+MEASURES = {
+    "gap": lambda gap, _simulations: gap.abs(),
+    "in errors": lambda gap, simulations: gap.abs() / errors(simulations),
+}
+
+
+def limits(simulations, level=0.99):
+    """Give, of each measure, what all six functions keep within at a level, if uniform."""
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(DRAWS + 1, (4000, simulations, 1), generator=generator)
-    return float(gaps(drawn).abs().amax((-2, -1)).quantile(1 - (1 - level) / len(NAMES)))
+    drawn = gaps(torch.randint(DRAWS + 1, (4000, simulations, 1), generator=generator))
+    most = 1 - (1 - level) / len(NAMES)
+    return {
+        n: float(m(drawn, simulations).amax((-2, -1)).quantile(most)) for n, m in MEASURES.items()
+    }
 
 
 def draw_figure(path, results, simulations):
     import matplotlib.pyplot as plt
 
-    limit, shares = band(simulations), torch.arange(DRAWS + 2) / (DRAWS + 1)
+    shares, fine = torch.arange(DRAWS + 2) / (DRAWS + 1), torch.linspace(0.0, 1.0, 201)
+    width = limits(simulations)["in errors"] * (fine * (1 - fine) / simulations).sqrt()
+    reach = max(float(width.max()), *(float(gaps(f).abs().max()) for f in results.values()))
     figure, axes = plt.subplots(
         1, len(results), figsize=(4.2 * len(results), 3.4), sharey=True, layout="constrained"
     )
     axes = [axes] if len(results) == 1 else list(axes)
     for ax, (name, found) in zip(axes, results.items(), strict=True):
-        ax.axhspan(-limit, limit, color="0.92", label="99 % band, if uniform")
+        ax.fill_between(fine, -width, width, color="0.85", lw=0, label="99 % band, if uniform")
         for i, gap in enumerate(gaps(found)):
             line = torch.cat([gap.new_zeros(1), gap, gap.new_zeros(1)])
             style = {"color": "tab:blue" if i < 3 else "tab:orange", "lw": 1.2}
             label = {0: "log density, 3 places", 3: "cdf, 3 places"}.get(i)
             ax.plot(shares, line, "o-", ms=2.5, label=label, **style)
-        ax.set(title=name, xlabel="rank of the truth, as a share")
+        ax.set(title=name, xlabel="rank of the truth, as a share", ylim=(-1.8 * reach, 1.2 * reach))
     axes[0].set_ylabel("share of ranks below\nless the uniform share")
     axes[0].legend(fontsize=8, frameon=False, loc="lower left")
     figure.savefig(path, dpi=150)
@@ -154,15 +176,20 @@ def main():
     parser.add_argument("--figure", help="where to draw the gaps, a PNG")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    limit, results = band(options.simulations), {}
-    print(f"{options.simulations} simulations; largest gap, 99 % band of all six {limit:.3f}")
-    print(f"{'':12}" + "".join(f"{name:>18}" for name in NAMES) + f"{'CPU s':>9}")
+    within, results = limits(options.simulations), {}
+    print(f"{options.simulations} simulations; the largest of each, and of a 99 % band of all six")
+    print(f"{'':22}{'band':>8}" + "".join(f"{name:>18}" for name in NAMES))
     for method in options.only:
         start = time.process_time()
         results[method] = ranks(method, options.simulations)
-        largest = gaps(results[method]).abs().amax(-1)
-        cells = "".join(f"{float(v):>17.3f}{'*' if v > limit else ' '}" for v in largest)
-        print(f"{method:12}{cells}{time.process_time() - start:9.0f}", flush=True)
+        found = gaps(results[method])
+        for name, measure in MEASURES.items():
+            largest = measure(found, options.simulations).amax(-1)
+            cells = "".join(
+                f"{v:>17.3f}{'*' if v > within[name] else ' '}" for v in largest.tolist()
+            )
+            print(f"{f'{method}, {name}':22}{within[name]:8.3f}{cells}", flush=True)
+        print(f"{method}: {time.process_time() - start:.0f} CPU s", flush=True)
     if options.figure:
         draw_figure(options.figure, results, options.simulations)
 

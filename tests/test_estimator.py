@@ -271,6 +271,37 @@ def test_every_inference_gives_one_density_a_row(inference):
     assert np.array_equal(again.predict(X[:9]), mdn.predict(X[:9]))
 
 
+@pytest.mark.parametrize(
+    "inference", ["map", "vi", "laplace", pytest.param("nuts", marks=pytest.mark.slow)]
+)
+def test_a_posterior_is_tempered_by_every_inference(inference):
+    options = {"hidden": (4,), "components": 2, "max_steps": 40, "draws": 6}
+    each = [make(inference=inference, temperature=t, **options) for t in (1.0, 0.05)]
+    with warnings.catch_warnings():  # of short chains
+        warnings.filterwarnings("ignore", "chains disagree|.* draws diverged")
+        usual, cold = (mdn.fit(X[:60], Y[:60]) for mdn in each)
+    assert (usual.fit_.temperature, cold.fit_.temperature) == (1.0, 0.05)
+    assert not np.allclose(usual.predict(X[:9]), cold.predict(X[:9]))
+    if inference == "laplace":  # about the same weights: nowhere wider, but by the draws' chance
+        wide, narrow = (m.fit_.weights(4000)["head.outputs.weight"].std(0) for m in (usual, cold))
+        assert float((narrow / wide).max()) < 1.07
+        assert float((narrow / wide).min()) < 0.8
+
+
+@pytest.mark.parametrize(
+    ("inference", "temperature", "message"),
+    [
+        ("ml", 0.5, "temperature=0.5 with inference='ml'"),
+        ("vi", 0.0, "temperature=0.0"),
+        ("vi", "cold", "temperature='cold'"),
+        ("nuts", -1.0, "temperature=-1.0"),
+    ],
+)
+def test_a_temperature_out_of_place_is_refused(inference, temperature, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make(inference=inference, temperature=temperature).fit(X, Y)
+
+
 def test_an_inference_that_is_unknown_is_refused():
     with pytest.raises(ValueError, match="inference='bayes' is unknown: choose one of"):
         make(inference="bayes").fit(X, Y)
