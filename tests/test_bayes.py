@@ -478,19 +478,33 @@ def test_draws_out_of_range_are_refused(fitted):
 def test_what_goes_with_a_guide_is_refused_without_one(options):
     model = pa.MDN(pa.networks.MLP(1, (4,)), pa.MixtureHead(4, 2))
     x = torch.linspace(0.0, 1.0, 30)[:, None]
-    with pytest.raises(ValueError, match="go with a guide"):
+    with pytest.raises(ValueError, match="go with a guide, and guide is None"):
         pa.fit(model, x, x[:, 0], max_steps=3, progress=False, **options)
 
 
-@pytest.mark.parametrize("warm_up", [1.0, -0.5, "half"])
-def test_the_warm_up_is_a_fraction_below_one(warm_up):
+@pytest.mark.parametrize(
+    ("warm_up", "error", "message"),
+    [
+        (1.0, ValueError, r"warm_up=1.0: .* from 0 to below 1"),
+        (-0.5, ValueError, r"warm_up=-0.5"),
+        ("half", TypeError, r"warm_up='half'"),
+    ],
+)
+def test_the_warm_up_is_a_fraction_below_one(warm_up, error, message):
     model = pa.MDN(pa.networks.MLP(1, (4,)), pa.MixtureHead(4, 2), prior=dist.Normal(0.0, 1.0))
     x = torch.linspace(0.0, 1.0, 30)[:, None]
-    with pytest.raises(ValueError, match=r"warm_up=.* from 0 to below 1"):
+    with pytest.raises(error, match=message):
         pa.fit(model, x, x[:, 0], guide=AutoNormal, warm_up=warm_up, progress=False)
 
 
 # -- what held-out rows choose --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("terms", [{"start": 10}, {"warm_up": 0.5}])
+@pytest.mark.parametrize("options", [{}, {"validation": None, "x_noise": 0.1}])
+def test_terms_of_a_second_run_are_refused_where_there_is_none(terms, options):
+    with pytest.raises(ValueError, match=r"AutoLaplace.* one run only"):
+        run(AutoLaplaceApproximation, make_model(priors.LastLayer()), **terms, **options)
 
 
 def test_laplace_lies_about_the_weights_that_held_out_rows_choose():

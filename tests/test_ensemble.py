@@ -325,6 +325,23 @@ def test_a_member_is_the_posterior_it_would_have_alone(guide, own):
                 torch.testing.assert_close(spread, expected[name].std(0), rtol=0.15, atol=1e-9)
 
 
+def test_curvature_about_members_that_held_rows_out_is_tempered():
+    def make(seed):
+        return make_model(seed, prior=pa.priors.LastLayer(dist.Normal(0.0, 1.0)))
+
+    warm, cold = (
+        run(make, guide=AutoLaplaceApproximation, temperature=t, stretch=False) for t in (1.0, 0.05)
+    )
+    assert (warm.temperature, cold.temperature) == (1.0, 0.05)
+    wide, narrow = (
+        fit.weights(6000)["head.outputs.weight"].unflatten(0, (3, -1)) for fit in (warm, cold)
+    )
+    spreads, narrower = wide.std(1), narrow.std(1)
+    assert float((wide.mean(1) - narrow.mean(1)).abs().max()) < 6.0 * float(spreads.max()) / 40.0
+    assert float((narrower / spreads).max()) < 1.1
+    assert float((narrower / spreads).min()) < 0.8
+
+
 @pytest.mark.parametrize(
     ("make", "options", "error", "message"),
     [
@@ -351,6 +368,12 @@ def test_a_member_is_the_posterior_it_would_have_alone(guide, own):
         (make_model, {"temperature": 0.5}, ValueError, "go with a guide"),
         (make_model, {"warm_up": 1.5}, ValueError, r"warm_up=1\.5"),
         (make_model, {"start": -1}, ValueError, "start=-1"),
+        (
+            lambda seed: make_model(seed, prior=dist.Normal(0.0, 1.0)),
+            {"guide": AutoLaplaceApproximation, "start": 3},
+            ValueError,
+            "start=3, .* one run only",
+        ),
         (make_model, {"compile": "yes"}, ValueError, "compile='yes'"),
         (make_model, {"stretch": "no"}, ValueError, "stretch='no'"),
         (make_model, {"schedule": lambda _step, _steps: -1.0}, ValueError, "schedule gave -1.0"),

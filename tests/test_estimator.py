@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 import pyralloy as pa
+from pyralloy import families
 from pyralloy.inference.schedules import cosine
 from pyralloy.multiset import multiset
 
@@ -191,7 +192,7 @@ def test_a_bad_row_is_named_by_its_own_number():
 
 
 def test_components_may_be_of_a_family_on_an_interval():
-    family = pa.families.TruncatedNormalFamily(float(Y.min()) - 0.5, float(Y.max()) + 0.5)
+    family = families.TruncatedNormalFamily(float(Y.min()) - 0.5, float(Y.max()) + 0.5)
     mdn = clone(make(family=family)).fit(X, Y)
     assert repr(family) in repr(mdn) and mdn.family is not family
     density = mdn.predict_density(X[:5])
@@ -202,8 +203,28 @@ def test_components_may_be_of_a_family_on_an_interval():
     assert low < mdn.sample(X[:5], 100).min() and mdn.sample(X[:5], 100).max() < high
     again = pickle.loads(pickle.dumps(mdn))
     np.testing.assert_array_equal(again.predict(X[:5]), mdn.predict(X[:5]))
-    with pytest.raises(ValueError, match=r"y holds .* at row .*'truncated_normal'"):
+    with pytest.raises(
+        ValueError, match=r"y holds .* at row .*'truncated_normal'.* wider interval"
+    ):
         mdn.fit(X, Y - 1.0)
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        (
+            families.TruncatedNormalFamily,
+            r"is a class: make one, as TruncatedNormalFamily\(\.\.\.\)",
+        ),
+        (["normal"], r"family=\['normal'\] is unknown"),
+        (families.JOINT["normal", "full"], "is unknown: .* a Family of a scalar"),
+        (families.TruncatedFamily(families.NormalFamily(), -20.0), "NormalFamily.*, -20.0, inf"),
+        (families.TruncatedFamily(families.GammaFamily(), high=9.0), "cannot be standardised"),
+    ],
+)
+def test_a_family_that_the_regressor_cannot_take_is_refused(family, message):
+    with pytest.raises(ValueError, match=message):
+        make(family=family).fit(X, Y)
 
 
 def test_rows_of_another_width_are_refused():

@@ -7,7 +7,7 @@ import torch
 from pyro import distributions as dist
 
 import pyralloy as pa
-from pyralloy.families import FAMILIES
+from pyralloy.families import FAMILIES, TruncatedFamily
 
 COUNT = 2000
 
@@ -85,3 +85,20 @@ def test_math_of_a_positive_family_follows_its_units():
         model = pa.MDN(pa.networks.MLP(1, hidden=(8,)), pa.MixtureHead(8, 2, family="gamma"))
         nll.append(pa.fit(model, x, y * unit, max_steps=60, progress=False).best_nll)
     assert math.isclose(nll[1] - nll[0], math.log(1000.0), abs_tol=1e-3)
+
+
+@pytest.mark.parametrize("ends", [(5.0, math.inf), (-math.inf, 5.0), (-5.0, 5.0)])
+def test_ends_that_are_given_stay_where_they_are(ends):
+    """In y's own units: a y that was divided by its spread would have others."""
+    low, high = (torch.tensor(end, dtype=torch.float64) for end in ends)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(400, 1, generator=generator, dtype=torch.float64)
+    y = 3.0 * x[:, 0] * torch.randn(400, generator=generator, dtype=torch.float64).abs()
+    y = low + 0.01 + y if math.isfinite(ends[0]) else high - 0.01 - y
+    y = y.minimum(high - 0.01)
+    family = TruncatedFamily(FAMILIES["normal"], *ends)
+    head = pa.MixtureHead(8, 3, family=family, spread=float(y.std()))
+    fit = pa.fit(pa.MDN(pa.networks.MLP(1, (8,)), head), x, y, max_steps=60, progress=False)
+    density = fit.density(x[:5])
+    assert float(density.cdf(low).abs().max()) == 0.0
+    assert float((density.cdf(high) - 1.0).abs().max()) < 1e-12

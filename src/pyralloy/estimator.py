@@ -19,9 +19,9 @@ from sklearn.utils.validation import check_is_fitted
 from torch.nn.functional import pad
 
 from pyralloy import recipe
-from pyralloy.checks import as_values, integer
+from pyralloy.checks import as_values, integer, positive
 from pyralloy.columns import Cells, Columns, plain_targets
-from pyralloy.families import Family, as_family
+from pyralloy.families import Family, IntervalFamily, as_family
 from pyralloy.heads import MixtureHead
 from pyralloy.inference.fit import Fit
 from pyralloy.inference.rows import require_support
@@ -61,8 +61,8 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             with ``"nuts"``.
         family: Kind of component, by its name in :data:`pyralloy.families.FAMILIES`, for instance
             ``"normal"``, ``"student_t"``, ``"gamma"`` or ``"poisson"``; or a
-            :class:`~pyralloy.families.Family`, for instance ``families.TruncatedNormalFamily(0,
-            100)`` where y is known to lie between 0 and 100.
+            :class:`~pyralloy.families.Family` on the line, above 0 or on an interval, for instance
+            ``families.TruncatedNormalFamily(0, 100)`` where y lies strictly between 0 and 100.
         covariance: Of several targets within a component: ``"diagonal"``; for ``"normal"`` and
             ``"student_t"`` also ``"full"`` or ``"low_rank"``, of one factor.
         inference: How the weights are found: ``"ml"``, maximum likelihood; ``"map"``, the most
@@ -75,8 +75,8 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         prior_scale: Scale s of the prior, a Normal of deviation s / sqrt(fan-in) for weights and s
             for biases, where X and y are standardised; of no effect with ``"ml"``.
         temperature: T of the posterior, in which the likelihood is raised to the power 1 / T. Below
-            1 it is narrower than Bayes', which large networks often predict better by. Must be 1
-            with ``"ml"``, which has no posterior.
+            1 it is narrower than Bayes', which large networks often predict better by (and of
+            ``"map"`` the prior counts less). Must be 1 with ``"ml"``, which has no posterior.
         draws: Draws of the weights that a prediction pools, and that ``"nuts"`` makes, in 2 chains.
         learning_rate: Peak of the schedule. It, ``schedule``, ``patience`` and ``compile`` are
             those of training, which ``"nuts"`` does none of.
@@ -206,7 +206,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             raise ValueError(f"y has shape {tuple(targets.shape)}: give (N,) or (N, D).")
         self._known()
         seed = self._seed()
-        require_support(targets, as_family(self.family))  # while rows have the user's numbers
+        require_support(targets, self._family())  # while rows have the user's numbers
         cells, targets, weights, size = _counted(columns, cells, targets, sample_weight, seed)
         numbers = columns.fit_transform(cells)
         self.columns_ = columns
@@ -329,6 +329,23 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         ):
             if not isinstance(value, str) or value not in known:
                 raise ValueError(f"{name}={value!r} is unknown: choose one of {sorted(known)}.")
+        if positive("temperature", self.temperature) != 1.0 and self.inference == "ml":
+            raise ValueError(
+                f"temperature={self.temperature} with inference='ml': maximum likelihood has no "
+                "posterior to temper; take temperature=1, or another inference."
+            )
+
+    def _family(self) -> Family:
+        """Look up the family, whose numbers must be those of y as the network will see it."""
+        family = as_family(self.family)
+        _, _, counts, circular = support = family.support
+        if support.scales or counts or circular or isinstance(family, IntervalFamily):
+            return family
+        raise ValueError(
+            f"family={self.family!r} has ends between which y cannot be standardised: take "
+            "TruncatedNormalFamily(low, high), or pyralloy.fit with a MixtureHead of this family "
+            "and of y's spread."
+        )
 
     def _inputs(self, X: Any) -> Any:
         """Give the numbers that the network takes."""

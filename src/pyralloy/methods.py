@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from pyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation, AutoNormal
 
 from pyralloy import recipe
-from pyralloy.checks import integer, positive
+from pyralloy.checks import integer
 from pyralloy.inference.ensemble import ensemble
 from pyralloy.inference.fit import Fit
 from pyralloy.inference.mcmc import nuts
@@ -92,11 +92,6 @@ def _training(regressor: Any, data: Data, seed: int) -> dict[str, Any]:
 
 def _fit_guide(regressor: Any, make: Make, data: Data, seed: int, guide: Any) -> Fit:
     """Fit by maximum likelihood, or with a guide."""
-    if positive("temperature", regressor.temperature) != 1.0 and guide is None:
-        raise ValueError(
-            f"temperature={regressor.temperature} with inference='ml': maximum likelihood has no "
-            "posterior to temper; take temperature=1, or another inference."
-        )
     options = _training(regressor, data, seed) | {
         "guide": guide,
         "temperature": regressor.temperature,

@@ -6,6 +6,7 @@ from pyralloy.families.contract import (
     SCALE_CEILING,
     SCALE_FLOOR,
     Family,
+    IntervalFamily,
     Spread,
     Support,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "Family",
     "Full",
     "GammaFamily",
+    "IntervalFamily",
     "JointFamily",
     "LaplaceFamily",
     "LogNormalFamily",

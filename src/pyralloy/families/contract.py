@@ -89,8 +89,8 @@ class Support(NamedTuple):
 
     @property
     def scales(self) -> bool:
-        """Whether y may be divided by a number of one's choice."""
-        return not self.integer and math.isinf(self.high)
+        """Whether y may be divided by a number of one's choice, which leaves no end but 0 alone."""
+        return not self.integer and math.isinf(self.high) and self.low in (0.0, -math.inf)
 
 
 class Family(ABC):
@@ -110,6 +110,10 @@ class Family(ABC):
     parameters: tuple[str, ...]
     support: Support = Support()
     widths: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:
+        """Show the kind."""
+        return f"{type(self).__name__}()"
 
     @property
     def outputs(self) -> int:
@@ -261,7 +265,7 @@ class IntervalFamily(Family):
 
     def __repr__(self) -> str:
         """Show the interval."""
-        return f"{type(self).__name__}({self.support.low:g}, {self.support.high:g})"
+        return f"{type(self).__name__}({self.support.low!r}, {self.support.high!r})"
 
     @property
     def outputs(self) -> int:

@@ -120,12 +120,17 @@ def as_family(family: Any) -> Family:
     """Look up a scalar family by its name, or give a family as it is.
 
     Raises:
-        ValueError: A name that is unknown, or neither a name nor a family.
+        ValueError: A name that is unknown, or neither a name nor a family of a scalar.
     """
     if isinstance(family, Family):
         return family
+    if isinstance(family, type) and issubclass(family, Family):
+        raise ValueError(f"family={family!r} is a class: make one, as {family.__name__}(...).")
     if not isinstance(family, str) or family not in FAMILIES:
-        raise ValueError(f"family={family!r} is unknown: choose one of {sorted(FAMILIES)}.")
+        raise ValueError(
+            f"family={family!r} is unknown: choose one of {sorted(FAMILIES)}, or give a Family of "
+            "a scalar, as TruncatedNormalFamily(0, 100)."
+        )
     return FAMILIES[family]
 
 

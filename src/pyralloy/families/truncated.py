@@ -247,6 +247,10 @@ class TruncatedFamily(Family):
         self.support = Support(max(float(low), least), min(float(high), most), integer)
         self.distribution = self._build
 
+    def __repr__(self) -> str:
+        """Show the family and the ends."""
+        return f"{type(self).__name__}({self.inner!r}, {self.support.low!r}, {self.support.high!r})"
+
     @property
     def outputs(self) -> int:
         """Those of the inner family: the ends are given."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyralloy.checks import as_values, paired, positive
-from pyralloy.families import Family, VectorFamily
+from pyralloy.families import Family, IntervalFamily, VectorFamily
 from pyralloy.model import MDN
 from pyralloy.networks import MLP
 from pyralloy.numerics import spaced
@@ -269,10 +269,13 @@ def require_support(y: Tensor, family: Family | VectorFamily) -> None:
         outside |= (y == low) | (y == high)
     if bool(outside.any()):
         kind = "integers" if integer else "numbers strictly"
+        ours = isinstance(family, IntervalFamily) and (low, high) != (0.0, 1.0)
+        wider = "give a wider interval, " if ours else ""
         first = int(outside.reshape(len(y), -1).any(-1).nonzero()[0])
         raise ValueError(
             f"y holds {y[first].tolist()} at row {first}: components of family {family.name!r} "
-            f"are for {kind} between {low:g} and {high:g}; choose another family or transform y."
+            f"are for {kind} between {low:g} and {high:g}; {wider}choose another family or "
+            "transform y."
         )
 
 

@@ -93,7 +93,8 @@ def fit(
             module and is called as the model is. Its sites must be reparameterised. None is
             maximum likelihood.
         start: Steps of the first run; None takes half of ``max_steps``; 0 starts the guide at the
-            weights where ``initialise`` puts them.
+            weights where ``initialise`` puts them. Neither it nor ``warm_up`` goes with a Laplace
+            approximation that has no second run.
         temperature: T in (0, 1] or above, of a posterior in which the likelihood is raised to the
             power 1 / T. Below 1 it is narrower than Bayes' (Wenzel et al. 2020), and the fit says
             so in ``temperature``.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import numbers
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from pyro.infer.autoguide.initialization import init_to_value
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyralloy.checks import integer, positive
+from pyralloy.checks import integer, not_negative, positive
 from pyralloy.inference.engine import Engine
 from pyralloy.inference.interrupts import Stop
 from pyralloy.inference.objective import FlatParameters, Objective
@@ -81,7 +80,8 @@ class Approximation:
         )
         if guide is None and how != cls(None):
             raise ValueError(
-                "start, temperature and warm_up go with a guide: give one, or not these."
+                f"start={how.start}, temperature={how.temperature:g} and warm_up={how.warm_up:g} "
+                "go with a guide, and guide is None: give one, or not these."
             )
         return how
 
@@ -95,9 +95,10 @@ class Guided(NamedTuple):
 
 
 def _fraction(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0.0 <= value < 1.0:
+    fraction = not_negative(name, value)
+    if fraction >= 1.0:
         raise ValueError(f"{name}={value!r}: give a fraction of the steps, from 0 to below 1.")
-    return float(value)
+    return fraction
 
 
 def require_guide(model: MDN, guide: Any) -> None:
@@ -190,7 +191,7 @@ def needs_no_run(how: Approximation, ready: Ready, *, holding: bool) -> bool:
         holding: Whether rows are held out.
 
     Raises:
-        ValueError: Such a guide, and rows that do not stay in memory.
+        ValueError: Such a guide, and rows that do not stay in memory, or terms of a second run.
     """
     if not issubclass(_kind(how.guide), AutoLaplaceApproximation):
         return False
@@ -199,7 +200,15 @@ def needs_no_run(how: Approximation, ready: Ready, *, holding: bool) -> bool:
             f"guide={how.guide!r} needs the curvature of all rows at once: give x and y as they "
             "are, or take AutoNormal or AutoLowRankMultivariateNormal."
         )
-    return holding or ready.plan.x_noise > 0.0
+    if not (holding or ready.plan.x_noise > 0.0):
+        return False
+    if how.start is not None or how.warm_up > 0.0:
+        raise ValueError(
+            f"start={how.start}, warm_up={how.warm_up:g} with guide={how.guide!r}, which has one "
+            "run only, of all steps, where rows are held out or inputs have noise: leave them out, "
+            "or give validation=None and no x_noise."
+        )
+    return True
 
 
 def curved(model: MDN, how: Approximation, ready: Ready) -> tuple[Any, Gaussian]:
