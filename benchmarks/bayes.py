@@ -107,9 +107,6 @@ REFERENCE = METHODS | {
     "mean-field, T = 0.3": by(AutoNormal, priors.FanIn(), temperature=0.3),
     "mean-field, last layer, long": by(AutoNormal, priors.LastLayer(), max_steps=5000),
     "20 modes": members(20, LOOSE, FEWER, guide=AutoDelta, **SMOOTH),
-    "20 mean-fields, T = 0.01": members(
-        20, LOOSE, FEWER, guide=AutoNormal, temperature=0.01, **SMOOTH | {"x_noise": 0.03}
-    ),
     "5 members, bounded": members(5, None, FEWER, BOUNDED, **SMOOTH),
     "5 modes, bounded": members(5, LOOSE, FEWER, BOUNDED, guide=AutoDelta, **SMOOTH),
     "20 modes, bounded": members(20, LOOSE, FEWER, BOUNDED, guide=AutoDelta, **SMOOTH),
