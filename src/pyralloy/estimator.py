@@ -321,7 +321,7 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         return [density.marginal(d) for d in range(density.event_shape[0])]
 
     def _known(self) -> None:
-        """Look up every name."""
+        """Look up every name, and check what goes with it."""
         for name, value, known in (
             ("activation", self.activation, ACTIVATIONS),
             ("inference", self.inference, INFERENCE),
