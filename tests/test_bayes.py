@@ -500,6 +500,13 @@ def test_the_warm_up_is_a_fraction_below_one(warm_up, error, message):
 # -- what held-out rows choose --------------------------------------------------------------------
 
 
+def test_a_loss_that_holds_the_prior_is_not_shown_as_a_score():
+    bound = run(AutoNormal, max_steps=20, validation=None)
+    assert f"loss={bound.best_nll:.4f})" in repr(bound) and "marginal" not in repr(bound)
+    scored = run(AutoNormal, max_steps=20, validation=0.2)
+    assert f"nll={scored.best_nll:.4f}, marginal={scored.marginal:.4f}" in repr(scored)
+
+
 @pytest.mark.parametrize("terms", [{"start": 10}, {"warm_up": 0.5}])
 @pytest.mark.parametrize("options", [{}, {"validation": None, "x_noise": 0.1}])
 def test_terms_of_a_second_run_are_refused_where_there_is_none(terms, options):

@@ -151,11 +151,12 @@ class Fit:
     def predictive(self, x: Any, draws: int = 100, *, seed: int = 0) -> Tensor:
         """Draw y from the posterior predictive, one value from each draw of the weights.
 
-        Equal in law to ``pyro.infer.Predictive(fit.model, guide=fit.guide, num_samples=draws)``.
+        Of one fit with a guide it is equal in law to ``pyro.infer.Predictive(fit.model,
+        guide=fit.guide, num_samples=draws)``; an ensemble has no guide of its own.
 
         Args:
             x: Inputs, as for :meth:`density`.
-            draws: Number S of draws.
+            draws: Number S of draws; of an ensemble of posteriors the next multiple of its members.
             seed: Source of the draws.
 
         Returns:
@@ -358,10 +359,15 @@ class Fit:
 
     def __repr__(self) -> str:
         last = self.history[-1] if len(self.history) else None
-        nll = "" if last is None else f", nll={self.best_nll:.4f}, marginal={self.marginal:.4f}"
+        if last is None:
+            score = ""
+        elif self.model.prior is None or self.chains is not None or self._was_held_out():
+            score = f", nll={self.best_nll:.4f}, marginal={self.marginal:.4f}"
+        else:  # the prior counts in it: not to be compared with the marginal density's
+            score = f", loss={self.best_nll:.4f}"
         stopped = ", interrupted=True" if self.interrupted else ""
         warm = "" if self.temperature == 1.0 else f", temperature={self.temperature:g}"
-        return f"Fit(best_step={self.best_step}{nll}{warm}{stopped})"
+        return f"Fit(best_step={self.best_step}{score}{warm}{stopped})"
 
     @property
     def best_nll(self) -> float:
@@ -369,8 +375,14 @@ class Fit:
 
         Where nothing was held out, the training loss: with a guide, minus the evidence bound a row.
         """
-        row = self.history[self.history.step == self.best_step][0]
-        return float(row.train if np.isnan(row.validation) else row.validation)
+        row = self._best_row()
+        return float(row.validation if self._was_held_out() else row.train)
+
+    def _best_row(self) -> Any:
+        return self.history[self.history.step == self.best_step][0]
+
+    def _was_held_out(self) -> bool:
+        return not np.isnan(self._best_row().validation)
 
 
 def _named(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -274,7 +274,7 @@ def require_support(y: Tensor, family: Family | VectorFamily) -> None:
         first = int(outside.reshape(len(y), -1).any(-1).nonzero()[0])
         raise ValueError(
             f"y holds {y[first].tolist()} at row {first}: components of family {family.name!r} "
-            f"are for {kind} between {low:g} and {high:g}; {wider}choose another family or "
+            f"are for {kind} between {low:.12g} and {high:.12g}; {wider}choose another family or "
             "transform y."
         )
 
