@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from pyralloy.inference.batches import Batches, BatchSource
-from pyralloy.inference.checkpoint import Files
+from pyralloy.inference.checkpoint import Files, layout
 from pyralloy.inference.data import gather
 from pyralloy.inference.ready import Ready, baseline, prepare, start_weights
 from pyralloy.inference.rows import Rows, folds
 from pyralloy.inference.training import Plan
 from pyralloy.model import MDN
 
-__all__ = ["Member", "gather_crew", "held_out", "plain"]
+__all__ = ["Member", "gather_crew", "held_out", "make_members", "plain"]
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,14 @@ class Member:
     out: Tensor | None = None
 
     @property
+    def plan(self) -> Plan:
+        """How it trains: as all do, from a seed of its own."""
+        return replace(self.ready.plan, seed=self.seed)
+
+    @property
     def own(self) -> Ready:
         """What it would be given if it were alone: copies of its rows."""
-        ready = replace(self.ready, plan=replace(self.ready.plan, seed=self.seed))
+        ready = replace(self.ready, plan=self.plan)
         if (parts := self.of(ready.rows)) is None:
             return ready
         kept, out = parts
@@ -68,9 +73,56 @@ class Member:
 
     def batches(self) -> BatchSource:
         """Give its minibatches, from the rows that all share."""
-        plan = replace(self.ready.plan, seed=self.seed)
-        rows = self.ready.rows.tensors()
+        rows, plan = self.ready.rows.tensors(), self.plan
         return plan.noisy(Batches(rows, plan.batch_size, self.seed, self.kept))
+
+
+def make_members(make_model: Callable[[int], MDN], seeds: Sequence[int]) -> list[MDN]:
+    """Make the model of each seed, and check that they can be trained side by side.
+
+    Raises:
+        TypeError: What is made is no ``MDN``.
+        ValueError: Models that share a layer, keep running statistics, or differ in their parts or
+            in what is not trained.
+    """
+    models = []
+    for seed in seeds:
+        model = make_model(seed)
+        if not isinstance(model, MDN):
+            raise TypeError(
+                f"make_model gives {type(model).__name__}: it must give a pyralloy.MDN."
+            )
+        models.append(model)
+    if len({id(model) for model in models}) < len(models) or len(
+        {id(p) for model in models for p in model.parameters()}
+    ) < sum(len(list(model.parameters())) for model in models):
+        raise ValueError(
+            "make_model gives the same model or layer twice: make them anew each time."
+        )
+    kept = [name for name, _ in models[0].trunk.named_buffers() if "running_" in name]
+    if kept:
+        raise ValueError(
+            f"the trunk keeps running statistics, {kept[0]!r} for one, and members share all that "
+            "is no weight: take nn.LayerNorm in place of batch normalisation."
+        )
+    parts, fixed = [layout(model) for model in models], [_fixed(model) for model in models]
+    if any(own != parts[0] for own in parts) or any(own.keys() != fixed[0].keys() for own in fixed):
+        raise ValueError("make_model gives models of different parts: only the seed may differ.")
+    for name, value in fixed[0].items():
+        if not all(torch.equal(own[name], value) for own in fixed):
+            raise ValueError(
+                f"{name!r}, which is not trained, differs between members, and they share all that "
+                "is no weight: make it alike, whatever the seed, or fit models one by one and pool "
+                "them with Mixture.pool."
+            )
+    return models
+
+
+def _fixed(model: MDN) -> dict[str, Tensor]:
+    """Give what training does not change: buffers of the trunk, parameters without gradient."""
+    found = {f"trunk.{n}": b for n, b in model.trunk.named_buffers()}
+    found |= {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
+    return {n: v.nan_to_num() for n, v in found.items()}
 
 
 def gather_crew(

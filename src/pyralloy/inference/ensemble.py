@@ -14,8 +14,7 @@ from torch import Tensor
 
 from pyralloy.checks import integer
 from pyralloy.inference.batches import BatchSource
-from pyralloy.inference.checkpoint import layout
-from pyralloy.inference.crew import Member, gather_crew, held_out, plain
+from pyralloy.inference.crew import Member, gather_crew, held_out, make_members, plain
 from pyralloy.inference.diagnostics import FitWarning, settled
 from pyralloy.inference.fit import Fit
 from pyralloy.inference.interrupts import Stop, interrupts
@@ -166,7 +165,7 @@ def ensemble(
             "in place of batches; or fit models one by one and pool them with Mixture.pool."
         )
     seeds = [another(plan.seed, m) % 2**31 for m in range(count)]
-    models = _made(make_model, seeds)
+    models = make_members(make_model, seeds)
     with interrupts() as stop:
         for model in models:
             model.to(device)
@@ -188,47 +187,6 @@ def ensemble(
     for said in fitted.diagnostics:
         warnings.warn(said, FitWarning, stacklevel=2)
     return fitted
-
-
-def _made(make_model: Callable[[int], MDN], seeds: list[int]) -> list[MDN]:
-    models = []
-    for seed in seeds:
-        model = make_model(seed)
-        if not isinstance(model, MDN):
-            raise TypeError(
-                f"make_model gives {type(model).__name__}: it must give a pyralloy.MDN."
-            )
-        models.append(model)
-    if len({id(model) for model in models}) < len(models) or len(
-        {id(p) for model in models for p in model.parameters()}
-    ) < sum(len(list(model.parameters())) for model in models):
-        raise ValueError(
-            "make_model gives the same model or layer twice: make them anew each time."
-        )
-    kept = [name for name, _ in models[0].trunk.named_buffers() if "running_" in name]
-    if kept:
-        raise ValueError(
-            f"the trunk keeps running statistics, {kept[0]!r} for one, and members share all that "
-            "is no weight: take nn.LayerNorm in place of batch normalisation."
-        )
-    parts, fixed = [layout(model) for model in models], [_fixed(model) for model in models]
-    if any(own != parts[0] for own in parts) or any(own.keys() != fixed[0].keys() for own in fixed):
-        raise ValueError("make_model gives models of different parts: only the seed may differ.")
-    for name, value in fixed[0].items():
-        if not all(torch.equal(own[name], value) for own in fixed):
-            raise ValueError(
-                f"{name!r}, which is not trained, differs between members, and they share all that "
-                "is no weight: make it alike, whatever the seed, or fit models one by one and pool "
-                "them with Mixture.pool."
-            )
-    return models
-
-
-def _fixed(model: MDN) -> dict[str, Tensor]:
-    """Give what training does not change: buffers of the trunk, parameters without gradient."""
-    found = {f"trunk.{n}": b for n, b in model.trunk.named_buffers()}
-    found |= {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
-    return {n: v.nan_to_num() for n, v in found.items()}
 
 
 # -- side by side ---------------------------------------------------------------------------------
