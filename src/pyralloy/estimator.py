@@ -19,13 +19,13 @@ from sklearn.utils.validation import check_is_fitted
 from torch.nn.functional import pad
 
 from pyralloy import recipe
-from pyralloy.checks import as_values, integer, positive
+from pyralloy.checks import as_values, integer
 from pyralloy.columns import Cells, Columns, plain_targets
-from pyralloy.families import Family, IntervalFamily, as_family
+from pyralloy.families import Family
 from pyralloy.heads import MixtureHead
 from pyralloy.inference.fit import Fit
 from pyralloy.inference.rows import require_support
-from pyralloy.methods import INFERENCE, SCHEDULES, Data
+from pyralloy.methods import INFERENCE, Data, family_of_y, require_known
 from pyralloy.mixture import Mixture
 from pyralloy.model import MDN
 from pyralloy.multiset import multiset, row_weights
@@ -204,9 +204,9 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
             )
         if targets.ndim > 2:
             raise ValueError(f"y has shape {tuple(targets.shape)}: give (N,) or (N, D).")
-        self._known()
+        require_known(self)
         seed = self._seed()
-        require_support(targets, self._family())  # while rows have the user's numbers
+        require_support(targets, family_of_y(self.family))  # while rows have the user's numbers
         cells, targets, weights, size = _counted(columns, cells, targets, sample_weight, seed)
         numbers = columns.fit_transform(cells)
         self.columns_ = columns
@@ -319,33 +319,6 @@ class MDNRegressor(RegressorMixin, BaseEstimator):
         if not density.event_shape:
             return [density]
         return [density.marginal(d) for d in range(density.event_shape[0])]
-
-    def _known(self) -> None:
-        """Look up every name, and check what goes with it."""
-        for name, value, known in (
-            ("activation", self.activation, ACTIVATIONS),
-            ("inference", self.inference, INFERENCE),
-            ("schedule", self.schedule, SCHEDULES),
-        ):
-            if not isinstance(value, str) or value not in known:
-                raise ValueError(f"{name}={value!r} is unknown: choose one of {sorted(known)}.")
-        if positive("temperature", self.temperature) != 1.0 and self.inference == "ml":
-            raise ValueError(
-                f"temperature={self.temperature} with inference='ml': maximum likelihood has no "
-                "posterior to temper; take temperature=1, or another inference."
-            )
-
-    def _family(self) -> Family:
-        """Look up the family, whose numbers must be those of y as the network will see it."""
-        family = as_family(self.family)
-        _, _, counts, circular = support = family.support
-        if support.scales or counts or circular or isinstance(family, IntervalFamily):
-            return family
-        raise ValueError(
-            f"family={self.family!r} has ends between which y cannot be standardised: take "
-            "TruncatedNormalFamily(low, high), or pyralloy.fit with a MixtureHead of this family "
-            "and of y's spread."
-        )
 
     def _inputs(self, X: Any) -> Any:
         """Give the numbers that the network takes."""

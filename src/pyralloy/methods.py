@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from pyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation, AutoNormal
 
 from pyralloy import recipe
-from pyralloy.checks import integer
+from pyralloy.checks import integer, positive
+from pyralloy.families import Family, IntervalFamily, as_family
 from pyralloy.inference.ensemble import ensemble
 from pyralloy.inference.fit import Fit
 from pyralloy.inference.mcmc import nuts
@@ -16,9 +17,10 @@ from pyralloy.inference.schedules import constant, cosine, one_cycle
 from pyralloy.inference.svi import fit
 from pyralloy.inference.training import planned
 from pyralloy.model import MDN
+from pyralloy.networks import ACTIVATIONS
 from pyralloy.priors import LastLayer, Prior
 
-__all__ = ["INFERENCE", "SCHEDULES", "Data", "Inference", "Make"]
+__all__ = ["INFERENCE", "SCHEDULES", "Data", "Inference", "Make", "family_of_y", "require_known"]
 
 
 class Data(NamedTuple):
@@ -147,3 +149,42 @@ INFERENCE = {
     "laplace": Inference(LastLayer, _by_guide(AutoLaplaceApproximation)),
     "nuts": Inference(_all, _fit_chains, encodes=False),
 }
+
+
+def require_known(regressor: Any) -> None:
+    """Look up every name that a regressor is given, and check what goes with it.
+
+    Raises:
+        TypeError: A temperature that is no number.
+        ValueError: A name that is unknown, or a temperature that is out of range or place.
+    """
+    for name, known in (
+        ("activation", ACTIVATIONS),
+        ("inference", INFERENCE),
+        ("schedule", SCHEDULES),
+    ):
+        value = getattr(regressor, name)
+        if not isinstance(value, str) or value not in known:
+            raise ValueError(f"{name}={value!r} is unknown: choose one of {sorted(known)}.")
+    if positive("temperature", regressor.temperature) != 1.0 and regressor.inference == "ml":
+        raise ValueError(
+            f"temperature={regressor.temperature} with inference='ml': maximum likelihood has no "
+            "posterior to temper; take temperature=1, or another inference."
+        )
+
+
+def family_of_y(given: Any) -> Family:
+    """Look up a family, whose numbers must be those of y as the network will see it.
+
+    Raises:
+        ValueError: An unknown family, or one with ends that would move as y is standardised.
+    """
+    family = as_family(given)
+    _, _, counts, circular = support = family.support
+    if support.scales or counts or circular or isinstance(family, IntervalFamily):
+        return family
+    raise ValueError(
+        f"family={given!r} has ends between which y cannot be standardised: take "
+        "TruncatedNormalFamily(low, high), or pyralloy.fit with a MixtureHead of this family "
+        "and of y's spread."
+    )
