@@ -358,8 +358,7 @@ class Fit:
             )
 
     def __repr__(self) -> str:
-        last = self.history[-1] if len(self.history) else None
-        if last is None:
+        if not len(self.history):
             score = ""
         elif self.model.prior is None or self.chains is not None or self._was_held_out():
             score = f", nll={self.best_nll:.4f}, marginal={self.marginal:.4f}"

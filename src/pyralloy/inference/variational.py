@@ -65,7 +65,9 @@ class Approximation:
     start: int | None = None
 
     @classmethod
-    def checked(cls, guide: Any, **terms: Any) -> Approximation:
+    def checked(
+        cls, guide: Any, *, start: int | None, temperature: float, warm_up: float
+    ) -> Approximation:
         """Check the terms of a ``guide``, or that without one they are as they come.
 
         Raises:
@@ -74,9 +76,9 @@ class Approximation:
         """
         how = cls(
             guide,
-            positive("temperature", terms["temperature"]),
-            _fraction("warm_up", terms["warm_up"]),
-            None if terms["start"] is None else integer("start", terms["start"], 0),
+            positive("temperature", temperature),
+            _fraction("warm_up", warm_up),
+            None if start is None else integer("start", start, 0),
         )
         if guide is None and how != cls(None):
             raise ValueError(
