@@ -123,34 +123,30 @@ def gaps(found):
     return (found[..., None] < CUTS).double().mean(-3) - CUTS / (DRAWS + 1)
 
 
-def errors(simulations):
-    """Give the standard error of each such share (9,), if ranks are uniform."""
-    share = CUTS / (DRAWS + 1)
+def errors(share, simulations):
+    """Give the standard error of the share of ranks below each cut, if they are uniform."""
     return (share * (1 - share) / simulations).sqrt()
 
 
-#: What is taken of gaps (..., J, 9) from so many simulations before the largest is looked for.
-MEASURES = {
-    "gap": lambda gap, _simulations: gap.abs(),
-    "in errors": lambda gap, simulations: gap.abs() / errors(simulations),
-}
+def largest(gap, simulations):
+    """Give the largest of gaps (..., J, 9), by name: as it is, and in standard errors, (..., J)."""
+    in_errors = gap / errors(CUTS / (DRAWS + 1), simulations)
+    return {"gap": gap.abs().amax(-1), "in errors": in_errors.abs().amax(-1)}
 
 
 def limits(simulations, level=0.99):
-    """Give, of each measure, what all six functions keep within at a level, if uniform."""
+    """Give what the largest of all six functions keep within at a level, if uniform, by name."""
     generator = torch.Generator().manual_seed(0)
     drawn = gaps(torch.randint(DRAWS + 1, (40_000, simulations, 1), generator=generator))
     most = 1 - (1 - level) / len(NAMES)
-    return {
-        n: float(m(drawn, simulations).amax((-2, -1)).quantile(most)) for n, m in MEASURES.items()
-    }
+    return {n: float(v.quantile(most)) for n, v in largest(drawn, simulations).items()}
 
 
-def draw_figure(path, results, simulations):
+def draw_figure(path, results, simulations, within):
     import matplotlib.pyplot as plt
 
     shares, fine = torch.arange(DRAWS + 2) / (DRAWS + 1), torch.linspace(0.0, 1.0, 201)
-    width = limits(simulations)["in errors"] * (fine * (1 - fine) / simulations).sqrt()
+    width = within * errors(fine, simulations)
     reach = max(float(width.max()), *(float(gaps(f).abs().max()) for f in results.values()))
     figure, axes = plt.subplots(
         1, len(results), figsize=(4.2 * len(results), 3.4), sharey=True, layout="constrained"
@@ -182,16 +178,14 @@ def main():
     for method in options.only:
         start = time.process_time()
         results[method] = ranks(method, options.simulations)
-        found = gaps(results[method])
-        for name, measure in MEASURES.items():
-            largest = measure(found, options.simulations).amax(-1)
+        for name, found in largest(gaps(results[method]), options.simulations).items():
             cells = "".join(
-                f"{v:>17.3f}{'*' if v > within[name] + 1e-9 else ' '}" for v in largest.tolist()
+                f"{v:>17.3f}{'*' if v > within[name] + 1e-9 else ' '}" for v in found.tolist()
             )
             print(f"{f'{method}, {name}':22}{within[name]:8.3f}{cells}", flush=True)
         print(f"{method}: {time.process_time() - start:.0f} CPU s", flush=True)
     if options.figure:
-        draw_figure(options.figure, results, options.simulations)
+        draw_figure(options.figure, results, options.simulations, within["in errors"])
 
 
 if __name__ == "__main__":
