@@ -16,7 +16,9 @@ from random_mixtures import assert_close as assert_tensors_close
 
 from pyralloy.families import FAMILIES, map_parameters
 from pyralloy.families.interval_beta import IntervalBeta
+from pyralloy.families.truncated_normal import TruncatedNormal
 from pyralloy.regions import Region, highest_density, modes
+from pyralloy.slopes import ready
 from pyralloy.table import Table
 
 COUNTS = st.integers(1, 20)
@@ -312,6 +314,38 @@ def test_a_generic_family_answers_as_the_closed_form(monkeypatch):
     assert torch.equal(interval_counts(region), interval_counts(other))
     assert torch.equal(found[0].isnan(), again[0].isnan())
     assert_close(found[0].nan_to_num(0.0), again[0].nan_to_num(0.0), 1e-7)
+
+
+def cut_normals(rows=6, count=5):
+    """Truncated normals of ends that differ, some far out in a tail."""
+    loc, scale = 2.0 * uniform((rows, count), 0, -1, 1), uniform((rows, count), 1, 0.1, 2.0)
+    low = loc + scale * uniform((rows, count), 2, -3, 30)
+    high = torch.where(uniform((rows, count), 3) < 0.5, low + 0.5 * scale, math.inf)
+    weights = torch.softmax(uniform((rows, count), 4), -1)
+    return Table(weights, TruncatedNormal(loc, scale, low, high))
+
+
+def test_truncated_normals_are_answered_by_a_closed_form_as_by_derivatives():
+    table = cut_normals()
+    ours = table.ready
+    plain = ready.dispatch(object)(table.components, table.weights.log())
+    low, high = table.components.low, table.components.high
+    for y in (low, low + 0.01, high.clamp_max(50.0), low - 0.3, (low + high.clamp_max(9.0)) / 2):
+        for k in range(y.shape[1]):
+            at = y[:, k : k + 1]
+            found, expected = (some.slopes(some.values, at, 1) for some in (ours, plain))
+            there = expected.value > -math.inf
+            assert bool(there.any()) and torch.equal(there, found.value > -math.inf)
+            for one, other in zip(found, expected, strict=True):
+                assert_close((one - other)[there], 0.0, 1e-9 * (1 + other[there].abs()))
+            cdfs = (some.cdf(table.weights, some.values, at) for some in (ours, plain))
+            assert_close(next(cdfs) - next(cdfs), 0.0, 1e-12)
+
+
+def test_regions_of_truncated_normals_hold_their_level():
+    table = cut_normals()
+    for level in (0.3, 0.9):
+        assert_close(held(table, highest_density(table, level)), level, 1e-7)
 
 
 def gammas(shapes, rates):

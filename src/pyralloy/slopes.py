@@ -13,6 +13,8 @@ from torch import distributions as td
 
 from pyralloy.checks import broadcast_shapes
 from pyralloy.families import family_of
+from pyralloy.families.normal_interval import mass_between
+from pyralloy.families.truncated_normal import TruncatedNormal
 
 __all__ = ["Ready", "Slopes", "ready"]
 
@@ -90,6 +92,15 @@ def _(component: td.Normal, log_weights: Tensor) -> Ready:
     return Ready(_mixed_normals, _cdf_of_normals, [height, component.loc, rate])
 
 
+@ready.register
+def _(component: TruncatedNormal, log_weights: Tensor) -> Ready:
+    rate, mass = component.scale.reciprocal(), component.mass
+    height = log_weights + (rate.log() - _LOG_SQRT_2PI - mass.log())
+    between = [component.low, component.high, component.ends[0], mass]
+    values = [height, component.loc, rate, *between]
+    return Ready(_mixed_between, _cdf_between, [v.to(log_weights.dtype) for v in values])
+
+
 def _mixed_normals(values: list[Tensor], y: Tensor, dim: int) -> Slopes:
     """Mix Normals of which the logs are taken already: there are as many as points are asked."""
     height, loc, rate = values
@@ -103,6 +114,25 @@ def _cdf_of_normals(weights: Tensor, values: list[Tensor], y: Tensor) -> Tensor:
     _, loc, rate = values
     terms = (y - loc).mul_(rate).mul_(math.sqrt(0.5)).erf_().add_(1.0)
     return 0.5 * terms.mul_(weights).sum(-1)
+
+
+def _mixed_between(values: list[Tensor], y: Tensor, dim: int) -> Slopes:
+    """Mix truncated normals likewise."""
+    height, loc, rate, low, high, _, _ = values
+    outside = (y < low) | (y > high)
+    z = (loc - y).mul_(rate)
+    log_terms = torch.addcmul(height, z, z, value=-0.5).masked_fill_(outside, -math.inf)
+    terms, top = _shares(log_terms, dim)
+    first = z.mul_(rate).masked_fill_(outside, 0.0)
+    second = torch.where(outside, 0.0, -rate.square())
+    return _mix(terms, top, Slopes(z, first, second), dim)
+
+
+def _cdf_between(weights: Tensor, values: list[Tensor], y: Tensor) -> Tensor:
+    """Mix cdfs of truncated normals, which keep the digits of masses far out."""
+    _, loc, rate, low, high, alpha, mass = values
+    z = (torch.minimum(torch.maximum(y, low), high) - loc) * rate
+    return (mass_between(alpha, z) / mass).clamp_(max=1.0).mul_(weights).sum(-1)
 
 
 def _shares(terms: Tensor, dim: int) -> tuple[Tensor, Tensor]:
