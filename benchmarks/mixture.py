@@ -1,6 +1,7 @@
 """What do exact answers cost, beside what people do instead?
 
     python benchmarks/mixture.py [--rows 100000] [--components 20] [--device cpu]
+    python benchmarks/mixture.py --pools      milliseconds a row, of pools of ever more members
 
 One thread, one process, CPU seconds, the same random Normal mixtures throughout:
 
@@ -11,11 +12,14 @@ One thread, one process, CPU seconds, the same random Normal mixtures throughout
 
 Each line prints the ratio, what it is asked to be, and the largest error seen. On a GPU ours are
 seconds by the clock, until the device is done; what they are compared with stays on the CPU.
+
+The pools are of members of 20 components each that disagree a little, as draws of a posterior do.
 """
 
 import argparse
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import scoringrules
@@ -25,6 +29,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtr
 
 import pyralloy as pa
+from pyralloy.families.truncated_normal import TruncatedNormal
 
 CPU = torch.device("cpu")
 LEVELS = [0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975]
@@ -93,13 +98,51 @@ def report(name, ratio, asked, *, at_least, note):
     return kept
 
 
+def pool(members, rows, interval):
+    """Give mixtures of 20 components a member; with an interval, of truncated Normals."""
+    generator = torch.Generator().manual_seed(0)
+
+    def varied(most, least):
+        common = most * torch.randn(rows, 1, 20, generator=generator)
+        return (common + least * torch.randn(rows, members, 20, generator=generator)).flatten(1)
+
+    logits, loc, scale = varied(3.0, 0.5), varied(3.0, 0.3), (varied(0.7, 0.2) - 0.7).exp()
+    component = dist.Normal(loc, scale)
+    if interval is not None:
+        component = TruncatedNormal(loc.clamp(*interval), scale, *interval)
+    return pa.Mixture(dist.Categorical(logits=logits), component)
+
+
+def pools():
+    questions = {
+        "log density": lambda m, y: m.log_prob(y),
+        "9 quantiles": lambda m, _: m.quantile(LEVELS),
+        "90 % region": lambda m, _: m.highest_density_region(0.9),
+        "CRPS": lambda m, y: m.crps(y),
+        "entropy": lambda m, _: m.entropy(),
+    }
+    for title, interval in {"Normals": None, "truncated Normals": (-10.5, 10.5)}.items():
+        print(f"{title:>18}" + "".join(f"{name:>14}" for name in questions))
+        for members in (1, 5, 20, 100, 1000):
+            rows = max(2, 200 // members)
+            density = pool(members, rows, interval)
+            y = density.sample(generator=torch.Generator().manual_seed(1))
+            taken = [timed(partial(ask, density, y), 2)[0] for ask in questions.values()]
+            cells = "".join(f"{1e3 * seconds / rows:>14.3g}" for seconds in taken)
+            print(f"{20 * members:>18,}{cells}", flush=True)
+    return 0
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--components", type=int, default=20)
     parser.add_argument("--device", type=torch.device, default=CPU)
+    parser.add_argument("--pools", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.pools:
+        return pools()
     here, device = random_mixture(options.rows, options.components), options.device
     density, few, rows = here.to(device), 500, options.rows
 

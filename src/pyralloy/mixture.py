@@ -318,9 +318,10 @@ class Mixture(MixtureMeasures):
 
         .. math:: \int \bigl(F(t) - 1\{t \ge y\}\bigr)^2 dt = E|Y - y| - \tfrac12 E|Y - Y'|
 
-        A closed form where the components are Normal, a sum for counts, and otherwise a quadrature
-        of one of the terms, to about 1e-8 of its value. Computed in float64. Of angles it is the
-        circular score, where the angular distance, in [0, pi], stands for the difference.
+        A closed form where the components are Normal, and 2,000 at most; a sum for counts; and
+        otherwise a quadrature of one of the terms, to about 1e-8 of its value. Computed in float64.
+        Of angles it is the circular score, where the angular distance, in [0, pi], stands for the
+        difference.
 
         Args:
             y: Observed values in y's units, broadcastable to the batch shape.

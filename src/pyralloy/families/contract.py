@@ -103,6 +103,7 @@ class Family(ABC):
         support: Where y lies; the whole line unless a family says otherwise.
         widths: Which raw outputs are logs of a width, if any are: a fit stretches them all alike,
             until they are as wide as held-out rows ask for.
+        kinked: Whether the density has a kink at its median, as a Laplace's has.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Family(ABC):
     parameters: tuple[str, ...]
     support: Support = Support()
     widths: tuple[int, ...] = ()
+    kinked: bool = False
 
     def __repr__(self) -> str:
         """Show the kind."""
@@ -219,10 +221,10 @@ class Family(ABC):
 
         .. math:: \tfrac12 E|Y - Y'| = \int F(y) \bigl(1 - F(y)\bigr) \, dy
 
-        By Gauss-Legendre quadrature between quantiles of the components, with the tails from
+        By adaptive quadrature between quantiles of the components, with the tails from
         :meth:`distance`, unless a family knows a closed form. The error is about 1e-8 of the result
-        (of the width of the widest component, where distances are closed forms); the time is
-        about 200 K cdfs of each component.
+        (of the width of the widest component, where distances are closed forms); the time is some
+        hundreds to thousands of cdfs of each component, however many there are.
 
         Args:
             weights: Shape (..., K), summing to one.
@@ -242,7 +244,7 @@ class Family(ABC):
 
         As many rows are taken at once as fit in the cache.
         """
-        return 200 * count * count
+        return 21 * count
 
 
 class IntervalFamily(Family):

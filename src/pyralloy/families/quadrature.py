@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyralloy.adaptive import beside, integrate
 from pyralloy.checks import broadcast_shapes
 
 __all__ = [
@@ -24,12 +25,26 @@ __all__ = [
 #: grow geometrically, and finer in the middle. Beyond the ends a cdf is 0 or 1 to the accuracy.
 DECADES = (0.1, 0.25)
 LAST_MIXTURE, LAST_COMPONENT = 8, 12
+#: How far apart two rules may be on a piece of a mixture, as a share of the whole.
+APART = 1e-9
+#: Weights below which a component's step may be overlooked.
+NOTHING = 1e-15
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(10)
 
 
 class Cumulative(Protocol):
     """What these integrals ask of a family."""
+
+    kinked: bool
+
+    def values(self, component: Any) -> list[Tensor]:
+        """Give the parameters."""
+        ...
+
+    def build(self, values: list[Tensor]) -> Any:
+        """Make components from parameters."""
+        ...
 
     def cdf(self, component: Any, y: Tensor) -> Tensor:
         """Evaluate the cdf."""
@@ -84,6 +99,8 @@ def distance_integral(family: Cumulative, component: Any, y: Tensor) -> Tensor:
 def dispersion_integral(family: Cumulative, weights: Tensor, component: Any) -> Tensor:
     r"""Evaluate :math:`\int F (1 - F)` of a mixture by quadrature, its tails by its distance.
 
+    Pieces lie between quantiles of the components, as few as two rules agree on.
+
     Beyond the last edge 1 - F is small, so that its square is nothing and the integral of F (1 - F)
     is that of 1 - F, which is :math:`\tfrac12 (E|Y - T| + E[Y] - T)`.
 
@@ -95,23 +112,44 @@ def dispersion_integral(family: Cumulative, weights: Tensor, component: Any) -> 
     Returns:
         Half the expected distance between two draws, shape (...).
     """
-    component = component.expand(broadcast_shapes(component.batch_shape, weights.shape))
-    edges = _edges(family, component, LAST_MIXTURE)  # (E, ..., K)
+    shape = broadcast_shapes(component.batch_shape, weights.shape)
+    weights = weights.expand(shape).reshape(-1, shape[-1])  # (M, K)
+    flat = [v.expand(shape).reshape(-1, shape[-1]) for v in family.values(component)]
+    component = family.build(flat)
+    cuts, steps = _cuts(family, weights, component)
+    ends = cuts[:, [0, -1]].T[..., None]  # (2, M, 1)
+    far = (weights * family.distance(component, ends)).sum(-1)  # (2, M)
+    gap = (weights * (component.mean - ends)).sum(-1)
+    tails = ((far[0] - gap[0]) + (far[1] + gap[1])) / 2
+
+    def spread(rows: Tensor, y: Tensor) -> Tensor:
+        """Evaluate F (1 - F), (Q, n), at points (Q, n) of some rows (Q,)."""
+        values = [v.index_select(0, rows)[:, None] for v in (weights, *flat)]  # (Q, 1, K)
+        cdf = family.cdf(family.build(values[1:]), y[..., None])
+        return (values[0] * cdf).sum(-1) * (values[0] * (1 - cdf)).sum(-1)
+
+    relative = max(APART, 8 * torch.finfo(cuts.dtype).eps)
+    inside = integrate(spread, cuts, steps, relative=relative, width=shape[-1])
+    return (tails + inside).reshape(shape[:-1])
+
+
+def _cuts(
+    family: Cumulative, weights: Tensor, component: Any
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Give where to cut, (M, E K) in order, and the ends of what no piece may hold, (M, B) each."""
+    edges = _edges(family, component, LAST_MIXTURE)  # (E, M, K)
     # A component of no weight has the edges of the heaviest: its own might spoil the tails.
     heaviest = weights.argmax(-1, keepdim=True).expand((*edges.shape[:-1], 1))
-    edges = torch.where(weights > 0, edges, edges.gather(-1, heaviest))
-    edges = edges.movedim(-1, 0).flatten(0, 1).sort(0).values  # (E K, ...)
-    ends = edges[[0, -1]][..., None]  # (2, ..., 1)
-    far = (weights * family.distance(component, ends)).sum(-1)  # (2, ...)
-    gap = (weights * (component.mean - ends)).sum(-1)
-    total = ((far[0] - gap[0]) + (far[1] + gap[1])) / 2
-    half, middle = edges.diff(dim=0) / 2, (edges[1:] + edges[:-1]) / 2
-    for node, weight in zip(NODES, WEIGHTS, strict=True):
-        cdf = family.cdf(component, (middle + half * node)[..., None])  # (E K, ..., K)
-        lower = (weights * cdf).sum(-1)
-        upper = (weights * (1 - cdf)).sum(-1)
-        total = total + (weight * half * lower * upper).sum(0)
-    return total
+    edges = torch.where(weights > 0, edges, edges.gather(-1, heaviest)).movedim(0, -1)
+    cuts = edges.flatten(1).sort(-1).values.contiguous()
+    # Every other one will do, but the last.
+    some = torch.cat([edges[..., :1], edges[..., 1::2], edges[..., -1:]], -1)
+    lower, upper, counts = some[..., :-1], some[..., 1:], weights[..., None] > NOTHING
+    lower, upper = lower.flatten(1), torch.where(counts, upper, lower).flatten(1)
+    if family.kinked:
+        before, after = beside(cuts, edges[..., edges.shape[-1] // 2])
+        lower, upper = torch.cat([lower, before], -1), torch.cat([upper, after], -1)
+    return cuts, (lower, upper)
 
 
 @torch.no_grad()
