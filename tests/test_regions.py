@@ -14,6 +14,7 @@ from pyro import distributions as dist
 from random_mixtures import F32, F64, SEEDS, random_mixture, uniform
 from random_mixtures import assert_close as assert_tensors_close
 
+from pyralloy import landscape
 from pyralloy.families import FAMILIES, map_parameters
 from pyralloy.families.interval_beta import IntervalBeta
 from pyralloy.families.truncated_normal import TruncatedNormal
@@ -346,6 +347,34 @@ def test_regions_of_truncated_normals_hold_their_level():
     table = cut_normals()
     for level in (0.3, 0.9):
         assert_close(held(table, highest_density(table, level)), level, 1e-7)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_fewer_landmarks_find_what_all_find(seed, monkeypatch):
+    tables = [crowded(seed, 150, 20), flat(random_mixture(seed, 110, (20,)))]
+    for table in tables:
+        few, (peaks, _) = highest_density(table, 0.9), modes(table)
+        asked = landscape._landmarks(table, *table.support())
+        assert asked[0].shape[1] < 0.6 * asked[1]  # of those there are
+        with monkeypatch.context() as patch:
+            patch.setattr(landscape, "_MANY", 10**9)
+            every, (all_peaks, _) = highest_density(table, 0.9), modes(table)
+        assert torch.equal(interval_counts(few), interval_counts(every))
+        assert_close(few.volume(), every.volume(), 1e-7 * every.volume())
+        assert_close(peaks[:, 0], all_peaks[:, 0], 1e-7)
+
+
+@pytest.mark.parametrize("name", [n for n, f in FAMILIES.items() if not f.support.integer])
+def test_the_region_of_a_pool_of_equals_is_that_of_one(name):
+    source, family = torch.Generator().manual_seed(1), FAMILIES[name]
+    raw = torch.randn(family.outputs, 5, 3, generator=source, dtype=F64)
+    weights = torch.softmax(torch.randn(5, 3, generator=source, dtype=F64), -1)
+    one = Table(weights, family.from_raw(list(raw), 1.0))
+    copies = map_parameters(one.components, lambda p: p.repeat(1, 50), 0)
+    pool = Table(weights.repeat(1, 50) / 50, copies)
+    region, expected = highest_density(pool, 0.8), highest_density(one, 0.8)
+    assert torch.equal(interval_counts(region), interval_counts(expected))
+    assert_close(region.volume(), expected.volume(), 1e-6 * expected.volume())
 
 
 def gammas(shapes, rates):

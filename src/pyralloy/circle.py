@@ -34,7 +34,7 @@ def cut_open(table: Table) -> tuple[Table, Tensor]:
     components = map_parameters(table.components, lambda p: p.detach().to(torch.float64), 0)
     wide = Table(table.weights.detach().to(torch.float64), components)
     even = torch.linspace(-math.pi, math.pi, _EVEN + 1).to(wide.weights)[1:]
-    places = torch.cat([wide.landmarks(), even.expand(len(wide), -1)], 1)  # (M, P)
+    places = torch.cat([wide.landmarks().flat(), even.expand(len(wide), -1)], 1)  # (M, P)
     parts = list(wide.chunks(places.shape[1] * wide.weights.shape[1]))
     height = [wide.take(part).log_prob(places[part]) for part in parts]
     lowest = torch.cat([places[:0], *height]).argmin(-1, keepdim=True)

@@ -101,7 +101,7 @@ def _cuts(table: Table, until: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Give where to cut, (M, P) in order, and the ends of what no piece may hold, (M, B) each."""
     if table.family.support.circular:
         # Quantiles count from the cut of a circle, and may lie far from a component's bulk.
-        cuts = table.landmarks().sort(-1).values.contiguous()
+        cuts = table.landmarks().flat().sort(-1).values.contiguous()
         return cuts, cuts[:, :-2], cuts[:, 2:]
     levels = _quantiles(table)  # (M, K, L)
     if until is not None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyralloy.adaptive import coarsest
 from pyralloy.cells import Cells, join, touching
 from pyralloy.slopes import Slopes
 from pyralloy.table import Table
@@ -22,8 +23,13 @@ _HALVINGS = 12
 #: Rows times this and components are surveyed at once.
 _WIDTH = 8
 
+#: Components whose landmarks are all looked at; of more, as few as lie close enough together.
+_MANY = 100
+#: Points closer than so, as a share of what a component spans, stand beside a kink.
+_TWINS = 1e-6
+
 #: Which log densities matter, for some rows of a table: see :func:`landscape`.
-Window = Callable[[slice, Tensor, Slopes], tuple[Tensor, Tensor]]
+Window = Callable[["Part", Tensor, Slopes], tuple[Tensor, Tensor]]
 
 
 def lay_out(rows: Tensor, values: Tensor, count: int, fill: float) -> Tensor:
@@ -56,7 +62,7 @@ def landscape(table: Table, window: Window | None = None) -> Landscape:
 
     Args:
         table: The densities.
-        window: From some of the rows, landmarks (M', P) of theirs and the slopes there, two log
+        window: From a :class:`Part`, landmarks (M', P) of its rows and the slopes there, two log
             densities (M',). What lies wholly below the first or above the second is left out: it
             has no say in where the density crosses what is between them. None leaves out nothing.
     """
@@ -76,6 +82,18 @@ def landscape(table: Table, window: Window | None = None) -> Landscape:
         cells.spans(low.index_select(0, cells.rows), high.index_select(0, cells.rows))
     )
     return Landscape(cells, rows[order], modes[order])
+
+
+class Part(NamedTuple):
+    """Some rows that are surveyed at once.
+
+    Attributes:
+        rows: Which they are.
+        first: Number of the first of their landmarks, by which cells are known.
+    """
+
+    rows: slice
+    first: int
 
 
 class _Survey(NamedTuple):
@@ -100,26 +118,53 @@ def _survey(table: Table, part: slice, window: Window | None) -> _Survey:
     some, start = table.take(part), part.start
     low, high = some.support()
     inner = low.nextafter(high), high.nextafter(low)
-    y = _landmarks(some, *inner)  # (M', P)
+    y, among = _landmarks(some, *inner)  # (M', P)
+    first = start * among
     slopes = some.slopes(y)
     everywhere = torch.full_like(low, -math.inf), torch.full_like(low, math.inf)
-    limits = everywhere if window is None else window(part, y, slopes)
+    limits = everywhere if window is None else window(Part(part, first), y, slopes)
     cells = Cells.between(y, slopes, touching(y, slopes, *limits))
     edges, rows, modes = _edges(some, y, slopes, (low, high), inner)
-    cells = cells._replace(origin=cells.origin + start * y.shape[1])
+    cells = cells._replace(origin=cells.origin + first)
     cells, edges = (v._replace(rows=v.rows + start) for v in (cells, edges))
     return _Survey(limits, cells, edges, rows + start, modes)
 
 
-def _landmarks(table: Table, low: Tensor, high: Tensor) -> Tensor:
-    """Place points (M, P) throughout the components, sorted, between two ends (M,)."""
-    y = table.landmarks()
+def _landmarks(table: Table, low: Tensor, high: Tensor) -> tuple[Tensor, int]:
+    """Place points (M, P) throughout the components, sorted, between two ends (M,).
+
+    Returns:
+        The points, and how many a row there were to choose from.
+    """
+    marks = table.landmarks()
+    y = marks.flat()
     if not bool(y.sum().isfinite()):
         y = torch.where(y.isfinite(), y, y[:, :1])
     y = y.clamp(low[:, None], high[:, None])
-    if y.device.type == "cpu":  # numpy, which gives no order, sorts six times as fast
-        return torch.from_numpy(np.sort(y.numpy(), -1))
-    return y.sort(-1).values
+    # Numpy, which gives no order, sorts six times as fast.
+    on_cpu = y.device.type == "cpu"
+    y = torch.from_numpy(np.sort(y.numpy(), -1)) if on_cpu else y.sort(-1).values
+    kind, among = table.family, y.shape[1]
+    if table.weights.shape[1] > _MANY and not (kind.kinked or kind.support.circular):
+        y = _thinned(table, y, marks.own.clamp(low[:, None, None], high[:, None, None]))
+    return y, among
+
+
+def _thinned(table: Table, y: Tensor, own: Tensor) -> Tensor:
+    """Pick as few of sorted points (M, P) as leave no two of a component's own in a gap.
+
+    Args:
+        table: The densities.
+        y: The points.
+        own: Those of each component, (M, K, L).
+    """
+    lower, upper = own[..., :-1], own[..., 1:]
+    least = _TWINS * (own[..., -1:] - own[..., :1])
+    apart = (upper - lower > least) & (table.weights > 0)[..., None]
+    picked = coarsest(y, lower.flatten(1), torch.where(apart, upper, lower).flatten(1))
+    rows, _ = picked.nonzero(as_tuple=True)
+    laid = lay_out(rows, y[picked], len(y), math.nan)
+    return torch.where(laid.isnan(), y[:, -1:], laid)
 
 
 def _sift(table: Table, cells: Cells, low: Tensor, high: Tensor) -> tuple[Cells, Cells]:

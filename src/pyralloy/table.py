@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, singledispatch
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -212,8 +212,8 @@ class Table:
 
         return newton(slope, ends, guess, rising)[0]
 
-    def landmarks(self) -> Tensor:
-        """Place points (M, P) throughout each component, in its own units."""
+    def landmarks(self) -> Landmarks:
+        """Place points throughout each component, in its own units."""
         return landmarks(self.components)
 
     def quantile(self, u: Tensor) -> Tensor:
@@ -290,9 +290,25 @@ def newton(
     return root, rate
 
 
+class Landmarks(NamedTuple):
+    """Points throughout mixtures.
+
+    Attributes:
+        own: Those of each component, (M, K, L), in order unless they are on a circle.
+        further: Those that are no component's, (M, E).
+    """
+
+    own: Tensor
+    further: Tensor
+
+    def flat(self) -> Tensor:
+        """Give all, (M, K L + E), in no order."""
+        return torch.cat([self.own.flatten(1), self.further], 1)
+
+
 @singledispatch
-def landmarks(component: Any) -> Tensor:
-    """Place points (M, P) throughout components (M, K) of any family, by their quantiles."""
+def landmarks(component: Any) -> Landmarks:
+    """Place points throughout components (M, K) of any family, by their quantiles."""
     family = family_of(component)
     like = getattr(component, family.parameters[0])
     units = torch.tensor([-u for u in reversed(UNITS[:-1])] + list(UNITS[:-1])).to(like)
@@ -302,26 +318,27 @@ def landmarks(component: Any) -> Tensor:
     # A density may have a kink at its location: a point on either side.
     gap = 1e-9 * (points[-1] - points[0]).abs()
     beside = torch.stack([centre - gap, centre + gap])
-    return torch.cat([points, beside]).movedim(0, -1).flatten(1)
+    own = torch.cat([points, beside]).sort(0).values.movedim(0, -1)
+    return Landmarks(own, own[:, 0, :0])
 
 
 @landmarks.register
-def _(component: td.Normal) -> Tensor:
+def _(component: td.Normal) -> Landmarks:
     loc, scale = component.loc, component.scale
-    units = torch.tensor([-u for u in NORMAL_UNITS[1:]] + list(NORMAL_UNITS)).to(loc)
-    points, far = (loc[..., None] + scale[..., None] * units).flatten(1), UNITS[-1] * scale
-    ends = (loc - far).amin(1, keepdim=True), (loc + far).amax(1, keepdim=True)
-    return torch.cat([points, *ends], 1)
+    units = torch.tensor([*(-u for u in reversed(NORMAL_UNITS[1:])), *NORMAL_UNITS]).to(loc)
+    far = UNITS[-1] * scale
+    ends = (loc - far).amin(1), (loc + far).amax(1)
+    return Landmarks(loc[..., None] + scale[..., None] * units, torch.stack(ends, 1))
 
 
 @landmarks.register
-def _(component: td.VonMises) -> Tensor:
+def _(component: td.VonMises) -> Landmarks:
     units = torch.tensor([-u for u in UNITS] + list(UNITS)).to(component.loc)
     # As those of a Normal where it is narrow; half a turn at most.
     width = (component.concentration + (UNITS[-1] / math.pi) ** 2).rsqrt()
-    places = wrap(component.loc[..., None] + width[..., None] * units).flatten(1)
+    places = wrap(component.loc[..., None] + width[..., None] * units)
     ends = torch.tensor([-math.pi, math.pi], dtype=units.dtype, device=units.device)
-    return torch.cat([places, ends.expand(len(places), 2)], 1)  # the circle is covered
+    return Landmarks(places, ends.expand(len(places), 2))  # the circle is covered
 
 
 @singledispatch

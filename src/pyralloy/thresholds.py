@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyralloy.cells import Cells
-from pyralloy.landscape import landscape, lay_out
+from pyralloy.landscape import Part, landscape, lay_out
 from pyralloy.numerics import KEEP
 from pyralloy.sights import Sights, look, recall, step, unseen
 from pyralloy.slopes import Slopes
@@ -48,12 +48,12 @@ def find_region(table: Table, level: float) -> tuple[Tensor, Tensor, Tensor]:
     guesses: list[tuple[Tensor, Tensor]] = []
     glimpses: list[tuple[Tensor, Sights]] = []
 
-    def window(part: slice, y: Tensor, slopes: Slopes) -> tuple[Tensor, Tensor]:
+    def window(part: Part, y: Tensor, slopes: Slopes) -> tuple[Tensor, Tensor]:
         t = _first_threshold(y, slopes, level)
         above = slopes.value > t[:, None]
         cells = Cells.between(y, slopes, above[:, 1:] != above[:, :-1])
-        sights = look(table.take(part), cells, t, unseen(cells))
-        glimpses.append((cells.origin + part.start * y.shape[1], sights))
+        sights = look(table.take(part.rows), cells, t, unseen(cells))
+        glimpses.append((cells.origin + part.first, sights))
         first = step(cells, sights, t, level)
         move = (first.t - t).abs()
         reach = _LEAST + _EACH * first.off + move
@@ -111,7 +111,7 @@ def find_region_surely(
     """
     guesses: list[Tensor] = []
 
-    def window(_: slice, y: Tensor, slopes: Slopes) -> tuple[Tensor, Tensor]:
+    def window(_: Part, y: Tensor, slopes: Slopes) -> tuple[Tensor, Tensor]:
         guesses.append(_first_threshold(y, slopes, level))
         return guesses[-1] - reach, guesses[-1] + reach
 
@@ -155,7 +155,7 @@ def find_region_surely(
 
 def held_above(table: Table, t: Tensor) -> Tensor:
     """Give the probability (M,) that lies where the log density is above ``t`` (M,), finite."""
-    cells = landscape(table, lambda part, *_: (t[part], t[part])).cells
+    cells = landscape(table, lambda part, *_: (t[part.rows], t[part.rows])).cells
     now, y, _ = _crossings(table, cells, t, torch.full_like(t, _FINEST))
     return _held(table, now, y, len(t)).clamp(0.0, 1.0)
 
