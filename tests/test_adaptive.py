@@ -190,7 +190,7 @@ def test_no_needle_among_many_is_overlooked_by_the_dispersion(seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_thousands_of_normals_are_scored_as_their_pairs(seed):
     generator = torch.Generator().manual_seed(seed)
-    loc, scale, logits = (torch.randn(3, 1, 2100, generator=generator)).to(F64).unbind()
+    loc, scale, logits = (torch.randn(3, 1, 1100, generator=generator)).to(F64).unbind()
     components = dist.Normal(3 * loc, scale.exp())
     m = pa.Mixture(dist.Categorical(logits=logits), components)
     w, (mu, sd) = m.weights[0], (components.loc[0], components.scale[0])

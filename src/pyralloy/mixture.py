@@ -318,7 +318,7 @@ class Mixture(MixtureMeasures):
 
         .. math:: \int \bigl(F(t) - 1\{t \ge y\}\bigr)^2 dt = E|Y - y| - \tfrac12 E|Y - Y'|
 
-        A closed form where the components are Normal, and 2,000 at most; a sum for counts; and
+        A closed form where the components are Normal, and 1,000 at most; a sum for counts; and
         otherwise a quadrature of one of the terms, to about 1e-8 of its value. Computed in float64.
         Of angles it is the circular score, where the angular distance, in [0, pi], stands for the
         difference.

@@ -27,7 +27,7 @@ __all__ = [
 #: Numbers that the machine's widest vectors hold, as often as a pass over them is unrolled.
 VECTORS = 32
 #: Normal components whose pairs are summed; of more, a quadrature is quicker.
-MOST_PAIRED = 2000
+MOST_PAIRED = 1000
 
 
 class NormalFamily(Family):
@@ -93,7 +93,7 @@ class NormalFamily(Family):
     def dispersion(self, weights: Tensor, component: Any) -> Tensor:
         r"""Evaluate half the expected distance between two draws, in closed form.
 
-        Of more than 2,000 components, whose pairs would take longer, by quadrature, to about 1e-8.
+        Of more than 1,000 components, whose pairs would take longer, by quadrature, to about 1e-8.
 
         .. math:: \tfrac12 \sum_{k,l} w_k w_l A(\mu_k - \mu_l, \sqrt{\sigma_k^2 + \sigma_l^2}),
                   \quad A(m, s) = E|N(m, s^2)|

@@ -105,7 +105,8 @@ class Fit:
 
         Args:
             x: Inputs, shape (N, F), or (N,) where F is 1: tensor, array or data frame.
-            draws: Number S of draws of the weights; of no effect where they are one value.
+            draws: Number S of draws of the weights; of an ensemble of posteriors the next multiple
+                of its members. Of no effect where they are one value.
             seed: Source of the draws: the same seed, the same weights.
             reduce: Components to merge the pool into, chunk by chunk, as
                 :meth:`Mixture.reduce <pyralloy.Mixture.reduce>` does; None keeps all.
@@ -182,7 +183,7 @@ class Fit:
 
         Args:
             x: Inputs, as for :meth:`density`.
-            draws: Number S of draws of the weights; time and memory grow with the square of S K.
+            draws: Number S of draws of the weights; time grows with S K.
             seed: Source of the draws.
 
         Returns:
