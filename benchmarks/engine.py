@@ -2,7 +2,7 @@
 
     python benchmarks/engine.py            one step, at batches of 32 to 65,536 rows
     python benchmarks/engine.py --auto     whole fits: compile="auto" beside always and never
-    python benchmarks/engine.py --members  ten members side by side, beside ten steps of one
+    python benchmarks/engine.py --members  ten side by side, beside ten steps of one, and by hand
     python benchmarks/engine.py --device cuda     one step on a GPU, by the clock on the wall
 
 A network of 100 ReLU and 20 components. The hand-written loop is the classic notebook's, with
@@ -178,20 +178,28 @@ def one_step(rounds, device):
 
 
 def measure_members(batch_size, kind, rounds):
-    """Give seconds of ten steps of one network, and of one step of ten, a pair a round."""
+    """Give seconds of ten steps of one network, by hand and by ours, and of one step of ten."""
     device, repeats = torch.device("cpu"), 1600 // batch_size + 5
     x, y = torch.randn(MEMBERS, batch_size, 1), torch.randn(MEMBERS, batch_size)
     plan = Plan(1e-5, batch_size, 1_000_000, every=1, compile=kind == "compiled")
     with pyro_runtime():
-        alone = make_step(kind, None, (x[0], y[0]))
+        alone, hand = make_step(kind, None, (x[0], y[0])), ByHand(device)
         lanes = Lanes([make_model() for _ in range(MEMBERS)], ROWS, plan)
 
         def together():
             return lanes.step((x, y), 1e-5)
 
+        def by_hand():
+            hand.step(x[0], y[0])
+
         seconds(together, 3, device)
+        seconds(by_hand, 3, device)
         return [
-            (MEMBERS * seconds(alone, 2 * repeats, device), seconds(together, repeats, device))
+            (
+                MEMBERS * seconds(by_hand, 2 * repeats, device),
+                MEMBERS * seconds(alone, 2 * repeats, device),
+                seconds(together, repeats, device),
+            )
             for _ in range(rounds)
         ]
 
@@ -199,16 +207,18 @@ def measure_members(batch_size, kind, rounds):
 def members(rounds):
     program._PROCESS.captured, program.CAPTURE = True, 0.0
     kept = True
-    print(f"{'one by one / side by side':28}" + "".join(f"{b:>18,}" for b in FASTER))
+    print(f"{'side by side, beside':28}" + "".join(f"{b:>18,}" for b in FASTER))
     for kind in ("captured", "compiled"):
-        cells = []
+        one_by_one, by_hand = [], []
         for size, asked in FASTER.items():
-            pairs = measure_members(size, kind, rounds)
-            value = statistics.median(one / many for one, many in pairs)
+            taken = measure_members(size, kind, rounds)
+            value = statistics.median(one / many for _, one, many in taken)
             held = kind == "captured"
             kept &= value >= asked or not held
-            cells.append(f"{value:.2f}" + (f" (>= {asked:g})" if held else ""))
-        print(f"{kind:28}" + "".join(f"{c:>18}" for c in cells), flush=True)
+            one_by_one.append(f"{value:.2f}" + (f" (>= {asked:g})" if held else ""))
+            by_hand.append(f"{statistics.median(hand / many for hand, _, many in taken):.2f}")
+        for name, cells in (("one by one", one_by_one), ("ten loops by hand", by_hand)):
+            print(f"{kind + ', ' + name:28}" + "".join(f"{c:>18}" for c in cells), flush=True)
     return kept
 
 
