@@ -24,11 +24,12 @@ def data(rows, seed, columns=2):
     return x, np.sin(2 * x[:, 0]) + 0.3 * rng.normal(size=rows), rng
 
 
-def run(x, y, components=10, **options):
+def run(x, y, components=10, family="normal", **options):
     options = {"max_steps": 150, "progress": False} | options
     targets = None if y.ndim == 1 else y.shape[1]
     trunk = pa.networks.MLP(x.shape[1], hidden=(32, 32))
-    return pa.fit(pa.MDN(trunk, pa.MixtureHead(32, components, targets)), x, y, **options)
+    head = pa.MixtureHead(32, components, targets, family=family)
+    return pa.fit(pa.MDN(trunk, head), x, y, **options)
 
 
 def warned(x, y, match, **options):
@@ -72,6 +73,13 @@ def test_a_value_that_many_rows_share_is_named_in_the_units_of_y():
     x, y, rng = data(400, 0)
     y = 5.0 + np.where(rng.random(400) < 0.3, 2.5, 10 * y)
     warned(x, y, r"\d+% of the rows have y = 7.5; .*CRPS")
+
+
+def test_an_interval_far_wider_than_y_is_named_and_one_of_its_size_is_not():
+    x, y, _ = data(400, 0)
+    near, far = (pa.families.TruncatedNormalFamily(-reach, reach) for reach in (5.0, 30.0))
+    assert run(x, y, family=near).diagnostics == ()
+    warned(x, y, r"from -30 to 30, which is 7\d of its deviations.*nearer", family=far)
 
 
 def test_rows_far_out_are_counted():

@@ -68,6 +68,9 @@ SAME, ABSURD = 1e-7, 1e8
 #: Spreads beyond which a y is spoken of.
 FAR = 100.0
 
+#: Standard deviations of y beyond which an interval is so wide that components learn badly in it.
+WIDE = 50.0
+
 #: Of y: rows below which nothing is said; distinct values a row; share of one value.
 FEW, DISTINCT, SHARE = 40, 0.05, 0.05
 
@@ -286,6 +289,11 @@ def _of_targets(model: MDN, y: Tensor) -> list[str]:
         count, farthest = int((away > FAR).sum()), float(away.amax())
         what = f"{count} of {len(y)} y lie beyond {FAR:g} spreads, the farthest at {farthest:.2g}"
         return [f"{what}: drop mistakes; for heavy tails try family='student_t', or logarithms."]
+    width, spread = support.high - support.low, float(y.std()) if len(y) >= FEW else math.inf
+    if WIDE * spread < width < math.inf:
+        what = f"y may lie from {support.low:g} to {support.high:g}, which is {width / spread:.0f}"
+        ends = f"all of it lies between {float(y.amin()):.4g} and {float(y.amax()):.4g}"
+        return [f"{what} of its deviations, and {ends}: give the family ends nearer to y."]
     return _of_few_values(model, y) if len(y) >= FEW else []
 
 
