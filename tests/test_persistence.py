@@ -170,6 +170,16 @@ def bayesian(guide, prior=None, **options):
     return pa.fit(model, PROBLEM.x, PROBLEM.y, guide=guide, **options)
 
 
+def pooled(guide, prior=None, **options):
+    prior = prior or pa.priors.FanIn()
+
+    def make(_):
+        return pa.MDN(pa.networks.MLP(1, hidden=(6,)), pa.MixtureHead(6, 3), prior=prior)
+
+    options = {"members": 3, "max_steps": 20, "progress": False} | options
+    return pa.ensemble(make, PROBLEM.x, PROBLEM.y, guide=guide, **options)
+
+
 def sampled(prior):
     model = pa.MDN(pa.networks.MLP(1, hidden=(4,)), pa.MixtureHead(4, 2), prior=prior)
     with warnings.catch_warnings():  # a dozen draws say little, and the fit says so
@@ -187,6 +197,10 @@ FITS = {
     "full": lambda: bayesian(AutoMultivariateNormal),
     "laplace": lambda: bayesian(AutoLaplaceApproximation, pa.priors.LastLayer()),
     "scales": lambda: bayesian(AutoNormal, pa.priors.Hierarchical()),
+    "modes": lambda: pooled(AutoDelta),
+    "mean fields": lambda: pooled(AutoNormal, temperature=0.1),
+    "mean fields of scales": lambda: pooled(AutoNormal, pa.priors.Hierarchical()),
+    "laplace of several": lambda: pooled(AutoLaplaceApproximation, pa.priors.LastLayer()),
     "nuts": lambda: sampled(pa.priors.FanIn()),
     "nuts of scales": lambda: sampled(pa.priors.Hierarchical()),
 }
@@ -299,20 +313,15 @@ class Shifted(PyroModule):
 
 
 @pytest.mark.parametrize(
-    ("guide", "what"),
+    "guide",
     [
-        (Shifted, "Replayed"),
-        (
-            partial(
-                AutoNormalizingFlow, init_transform_fn=partial(iterated, 1, affine_autoregressive)
-            ),
-            "Transformed",
-        ),
+        Shifted,
+        partial(AutoNormalizingFlow, init_transform_fn=partial(iterated, 1, affine_autoregressive)),
     ],
 )
-def test_a_posterior_that_is_no_numbers_is_kept_as_draws_and_that_is_said(guide, what, tmp_path):
+def test_a_posterior_that_is_no_numbers_is_kept_as_draws_and_that_is_said(guide, tmp_path):
     fit, path = bayesian(guide), tmp_path / "a.safetensors"
-    with pytest.warns(UserWarning, match=f"posterior is a {what}.* holds 50 draws"):
+    with pytest.warns(UserWarning, match="drawn by a guide.* holds 50 draws"):
         fit.save(path, draws=50)
     again = pa.load(path)
     kept = again.posterior.chains
@@ -325,15 +334,18 @@ def test_a_posterior_that_is_no_numbers_is_kept_as_draws_and_that_is_said(guide,
         again.save(path, draws=0)
 
 
-@pytest.mark.parametrize("kind", ["mean field", "full", "scales", "nuts"])
+@pytest.mark.parametrize("kind", ["mean field", "mean fields", "full", "scales", "nuts"])
 def test_a_posterior_that_makes_no_sense_is_refused(kind, tmp_path):
     path = tmp_path / "a.safetensors"
     FITS[kind]().save(path)
     original, refused = path.read_bytes(), 0
 
     def site(notes, place, value):
-        if "sites" in notes["posterior"]:
-            notes["posterior"]["sites"][0][place] = value
+        own = notes["posterior"]
+        if "members" in own:
+            own = own["members"][1]["posterior"]
+        if "sites" in own:
+            own["sites"][0][place] = value
         else:
             notes["posterior"] = {"form": "none"}
 
@@ -345,7 +357,7 @@ def test_a_posterior_that_makes_no_sense_is_refused(kind, tmp_path):
         first = next(n for n in tensors if n.startswith("posterior." + name))
         tensors[first] = tensors[first].double()
 
-    name = "" if kind == "nuts" else "loc"
+    name = {"nuts": "", "mean fields": "1.posterior.loc"}.get(kind, "loc")
     for change in (
         lambda t, n: n["posterior"].update(form="gauss"),
         lambda t, n: n["posterior"].update(form=["gaussian"]),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Archive", "Unreadable", "digest", "read", "write"]
+__all__ = ["Archive", "Unreadable", "digest", "named", "read", "under", "write"]
 
 #: Version of the layout of the notes; what was written by a later one is refused.
 VERSION = 1
@@ -35,9 +35,19 @@ class Archive(NamedTuple):
     notes: dict[str, Any]
 
     def under(self, name: str) -> dict[str, Tensor]:
-        """Give the tensors whose names begin with ``name`` and a dot, by what follows it."""
-        lead = name + "."
-        return {k.removeprefix(lead): v for k, v in self.tensors.items() if k.startswith(lead)}
+        """Give :func:`under` of the tensors."""
+        return under(name, self.tensors)
+
+
+def named(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put the name of a part and a dot before the names of its tensors."""
+    return {f"{part}.{name}": value for name, value in tensors.items()}
+
+
+def under(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the tensors whose names begin with ``part`` and a dot, by what follows it."""
+    lead = part + "."
+    return {k.removeprefix(lead): v for k, v in tensors.items() if k.startswith(lead)}
 
 
 def write(

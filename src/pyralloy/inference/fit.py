@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -326,11 +326,12 @@ class Fit:
             kept = {n: v[None] for n, v in self.weights(drawn).items()}
             posterior = describe_posterior(Draws(kept)) or Stored({}, {})
         chains, names = describe_chains(self.chains), list(self.history.dtype.names or ())
+        columns = {n: torch.from_numpy(np.array(self.history[n])) for n in names}
         tensors = {
-            **_named("model", self.model.state_dict()),
-            **_named("posterior", posterior.tensors),
-            **_named("chains", chains.tensors),
-            **_named("history", {n: torch.from_numpy(np.array(self.history[n])) for n in names}),
+            **archive.named("model", self.model.state_dict()),
+            **archive.named("posterior", posterior.tensors),
+            **archive.named("chains", chains.tensors),
+            **archive.named("history", columns),
         }
         notes = {
             "model": blueprint,
@@ -352,9 +353,9 @@ class Fit:
             )
         if not exact:
             warnings.warn(
-                f"the posterior is a {type(self.posterior).__name__}, which only its guide can "
-                f"draw from: the file holds {drawn} draws of it in its place; save(path, draws=S) "
-                "keeps more, and a guide of pyro.infer.autoguide that is Normal is kept exactly.",
+                f"the posterior is drawn by a guide, and no numbers that a file can hold: this one "
+                f"holds {drawn} draws of it in its place; save(path, draws=S) keeps more, and a "
+                "guide of pyro.infer.autoguide that is Normal is kept exactly.",
                 stacklevel=2,
             )
 
@@ -383,10 +384,6 @@ class Fit:
 
     def _was_held_out(self) -> bool:
         return not np.isnan(self._best_row().validation)
-
-
-def _named(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{part}.{name}": value for name, value in tensors.items()}
 
 
 def _require_draws(draws: int, seed: int) -> None:

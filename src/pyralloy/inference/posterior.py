@@ -254,22 +254,25 @@ class Several(Posterior):
     Args:
         members: Of each its posterior, None for weights of one value, and its weights by name, for
             those that the posterior does not draw.
+
+    Attributes:
+        members: As given.
     """
 
     def __init__(self, members: Iterable[tuple[Posterior | None, Mapping[str, Tensor]]]) -> None:
-        self._members = [
+        self.members = [
             (posterior, {n: w.detach().clone() for n, w in weights.items()})
             for posterior, weights in members
         ]
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self.members)
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw as often from each member, so that there may be a few draws more than ``count``."""
-        each = -(-count // len(self._members))
+        each = -(-count // len(self.members))
         parts = []
-        for posterior, weights in self._members:
+        for posterior, weights in self.members:
             drawn = {} if posterior is None else posterior.draw(each, generator)
             size = len(next(iter(drawn.values()))) if drawn else each
             parts.append({n: drawn.get(n, w.expand(size, *w.shape)) for n, w in weights.items()})

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyralloy.archive import Unreadable
+from pyralloy.archive import Unreadable, named, under
 from pyralloy.inference.chains import Chains
-from pyralloy.inference.posterior import Draws, Gaussian, Members, Point, Posterior, Site
+from pyralloy.inference.posterior import Draws, Gaussian, Members, Point, Posterior, Several, Site
 from pyralloy.model import MDN
 
 __all__ = ["Stored", "chains_of", "describe_chains", "describe_posterior", "posterior_of_file"]
@@ -76,24 +76,34 @@ def posterior_of_file(stored: Stored, model: MDN) -> Posterior | None:
     device = next(iter(weights.values())).device
     tensors = {name: tensor.to(device) for name, tensor in stored.tensors.items()}
     try:
-        made = FORMS[stored.notes["form"]].make(tensors, stored.notes)
-        drawn = made.draw(1, torch.Generator().manual_seed(0))
+        made = _made(tensors, stored.notes)
+        wrong = _misfits(made, model)
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError, RecursionError) as error:
         raise Unreadable(f"the posterior in the file makes no sense ({error}).") from error
-    scales = {} if model.prior is None else model.prior.scales(weights)
-    names = weights if isinstance(made, Members) else model.uncertain()
-    known = {name: weights[name] for name in names}
-    wrong = sorted(drawn.keys() ^ (known.keys() | scales.keys())) or [
-        name
-        for name, weight in known.items()
-        if drawn[name].shape[1:] != weight.shape or drawn[name].dtype != weight.dtype
-    ]
     if wrong:
         raise Unreadable(
             f"the posterior in the file is not that of the model's prior: {wrong[0]!r} differs; "
             "give a model of the same parts and prior."
         )
     return made
+
+
+def _misfits(posterior: Posterior, model: MDN) -> list[str]:
+    """Give the names of what a posterior draws that are not those of a model, or of other form."""
+    weights, found = model.weights(), []
+    if isinstance(posterior, Several):
+        for own, _ in posterior.members:
+            found += [] if own is None else _misfits(own, model)
+    whole = isinstance(posterior, Members | Several)  # all weights, and nothing else
+    scales = {} if whole or model.prior is None else model.prior.scales(weights)
+    known = {name: weights[name] for name in (weights if whole else model.uncertain())}
+    drawn = posterior.draw(1, torch.Generator().manual_seed(0))
+    found += sorted(drawn.keys() ^ (known.keys() | scales.keys()))
+    return found or [
+        name
+        for name, weight in known.items()
+        if drawn[name].shape[1:] != weight.shape or drawn[name].dtype != weight.dtype
+    ]
 
 
 def describe_chains(chains: Chains | None) -> Stored:
@@ -182,6 +192,31 @@ def _members(tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> Posteri
     return Members(_in_order(tensors, notes))
 
 
+def _describe_several(several: Several) -> Stored | None:
+    tensors, notes = {}, []
+    for place, (posterior, weights) in enumerate(several.members):
+        stored = describe_posterior(posterior)
+        if stored is None:
+            return None
+        tensors |= named(f"{place}.posterior", stored.tensors) | named(f"{place}.weights", weights)
+        notes.append({"posterior": stored.notes, "order": list(weights)})
+    return Stored(tensors, {"members": notes})
+
+
+def _several(tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> Posterior:
+    members = []
+    for place, note in enumerate(notes["members"]):
+        weights = _in_order(under(f"{place}.weights", tensors), note)
+        own = note["posterior"]
+        posterior = _made(under(f"{place}.posterior", tensors), own) if own else None
+        members.append((posterior, weights))
+    return Several(members)
+
+
+def _made(tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> Posterior:
+    return FORMS[notes["form"]].make(tensors, notes)
+
+
 def _ordered(tensors: dict[str, Tensor]) -> Stored:
     return Stored(tensors, {"order": list(tensors)})  # a file sorts names
 
@@ -196,6 +231,7 @@ def _in_order(tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> dict[s
 FORMS = {
     "gaussian": _Form(Gaussian, _describe_gaussian, _gaussian),
     "members": _Form(Members, lambda kept: _ordered(kept.values), _members),
+    "several": _Form(Several, _describe_several, _several),
     "draws": _Form(Draws, lambda kept: _ordered(kept.chains), _draws),
     "point": _Form(
         Point, lambda point: _ordered(point.centre()), lambda t, n: Point(_in_order(t, n))
