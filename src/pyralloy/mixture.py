@@ -161,7 +161,8 @@ class Mixture(MixtureMeasures):
             raise ValueError(
                 f"levels={levels!r}: give one probability or a flat sequence of probabilities "
                 f"strictly between 0 and 1, as {self.dtype} rounds them (at 0 and 1 it is an "
-                "end of y's range, or infinite: icdf gives it); density.to(torch.float64) tells finer ones apart."
+                "end of y's range, or infinite: icdf gives it); density.to(torch.float64) tells "
+                "finer ones apart."
             )
         shape = u.shape + self.batch_shape
         return self.icdf(u.reshape(u.shape + (1,) * len(self.batch_shape)).expand(shape))
