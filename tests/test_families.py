@@ -33,7 +33,14 @@ from random_components import (
 )
 from random_mixtures import BATCHES, DTYPES, F32, F64, SEEDS, assert_close, uniform
 
-from pyralloy.families import FAMILIES, Support, TruncatedNormalFamily, build, family_of
+from pyralloy.families import (
+    FAMILIES,
+    BetaFamily,
+    Support,
+    TruncatedNormalFamily,
+    build,
+    family_of,
+)
 
 # -- the density, its cdf and its quantile function -----------------------------------------------
 
@@ -276,6 +283,34 @@ def test_to_raw_places_the_mode_and_width_of_a_truncated_normal():
     component = family.from_raw(family.to_raw(loc, scale, 2.0).unbind(-1), 2.0)
     assert_close(component.loc, loc, 1e-10)
     assert_close(component.scale, scale, 1e-8 * scale)
+
+
+def test_an_interval_around_even_values_holds_their_ends_and_little_more():
+    n = 100
+    y = torch.rand(2000, n, generator=torch.Generator().manual_seed(0), dtype=F64)
+    families = [BetaFamily.around(each) for each in y]
+    low, high = (torch.tensor([getattr(f.support, e) for f in families]) for e in ("low", "high"))
+    assert int((low > 0).sum() + (high < 1).sum()) <= 3  # of 4,000, where 0.4 are due
+    beyond = torch.cat([-low, high - 1]).mean()  # ten gaps of about 1 / n, but for the last
+    assert 8 / n < float(beyond) < 10 / n
+    assert families[0].support == BetaFamily.around(y[0].numpy()).support
+    assert repr(TruncatedNormalFamily.around([0, 10], margin=0.5)).endswith("(-5.0, 15.0)")
+
+
+@pytest.mark.parametrize(
+    ("y", "margin", "message"),
+    [
+        ([3.0, 3.0], None, "two different values"),
+        ([3.0], None, "two different values"),
+        ([[1.0, 2.0]], None, "shape"),
+        ([1.0, math.nan], None, "y"),
+        ([1.0, 2.0], 0.0, "margin=0"),
+        ([1.0, 2.0], math.inf, "margin=inf"),
+    ],
+)
+def test_an_interval_around_nothing_is_refused(y, margin, message):
+    with pytest.raises(ValueError, match=message):
+        TruncatedNormalFamily.around(y, margin)
 
 
 @every

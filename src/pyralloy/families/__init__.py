@@ -6,11 +6,11 @@ from pyralloy.families.contract import (
     SCALE_CEILING,
     SCALE_FLOOR,
     Family,
-    IntervalFamily,
     Spread,
     Support,
 )
 from pyralloy.families.counts import NegativeBinomialFamily, PoissonFamily
+from pyralloy.families.interval import IntervalFamily
 from pyralloy.families.interval_beta import BetaFamily
 from pyralloy.families.joint import JOINT, JointFamily, LowRankMultivariateStudentT
 from pyralloy.families.location_scale import (

@@ -18,7 +18,6 @@ __all__ = [
     "SCALE_CEILING",
     "SCALE_FLOOR",
     "Family",
-    "IntervalFamily",
     "Spread",
     "Support",
     "distance_from_partial_mean",
@@ -245,34 +244,6 @@ class Family(ABC):
         As many rows are taken at once as fit in the cache.
         """
         return 21 * count
-
-
-class IntervalFamily(Family):
-    """A family on a given interval: its two ends are the last two parameters, and no outputs.
-
-    Args:
-        low: Lower end of y's interval, in the units the head works in.
-        high: Upper end.
-
-    Raises:
-        ValueError: An end that is not finite, or the higher end first.
-    """
-
-    def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(
-                f"low={low!r}, high={high!r}: give two finite numbers, the lower first."
-            )
-        self.support = Support(float(low), float(high))
-
-    def __repr__(self) -> str:
-        """Show the interval."""
-        return f"{type(self).__name__}({self.support.low!r}, {self.support.high!r})"
-
-    @property
-    def outputs(self) -> int:
-        """One a parameter but the two ends, which are given."""
-        return len(self.parameters) - 2
 
 
 # -- what families share --------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.distributions.utils import broadcast_all
 
-from pyralloy.families.contract import IntervalFamily, distance_from_partial_mean, invert_cdf
+from pyralloy.families.contract import distance_from_partial_mean, invert_cdf
+from pyralloy.families.interval import IntervalFamily
 from pyralloy.numerics import soft_between_inverse, soft_exp
 from pyralloy.special import betainc, log_beta_kernel
 

@@ -13,10 +13,10 @@ from torch.distributions.utils import broadcast_all
 
 from pyralloy.families.contract import (
     SCALE_FLOOR,
-    IntervalFamily,
     distance_from_partial_mean,
     within,
 )
+from pyralloy.families.interval import IntervalFamily
 from pyralloy.families.normal_interval import mass_between, moments_between, phi, standard
 from pyralloy.numerics import soft_between, soft_between_inverse, soft_exp
 
