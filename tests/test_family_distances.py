@@ -143,6 +143,14 @@ def test_a_component_of_no_weight_does_not_count(name):
     assert_close(made.crps(y), plain.crps(y), 1e-9 * size(name, fewer).amax())
 
 
+@linear
+def test_a_dispersion_takes_weights_of_another_dtype(name):
+    family, component = FAMILIES[name], random_component(name, 4, (3,))
+    weights = torch.tensor([0.2, 0.5, 0.3])
+    wide = family.dispersion(weights.to(F64), component)
+    assert_close(family.dispersion(weights, component), wide, 1e-6 * size(name, component).amax())
+
+
 # -- gradients ------------------------------------------------------------------------------------
 
 

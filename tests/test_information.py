@@ -85,6 +85,46 @@ def test_entropy_is_the_mean_of_minus_the_log_density():
     assert bool(((surprise.mean(0) - m.entropy()).abs() < 5 * error).all())
 
 
+def test_what_lies_beyond_the_last_quantile_of_one_is_seen_beside_a_far_one():
+    w = torch.tensor([1 - 2e-6, 1e-6, 1e-6], dtype=F64)
+    loc, scale = torch.tensor([[0.0, 5.9, 1e6], [1.0, 0.0126, 1.0]], dtype=F64)
+    m = pa.Mixture(dist.Categorical(w), dist.Normal(loc, scale))
+    near = pa.Mixture(dist.Categorical(w[:2]), dist.Normal(loc[:2], scale[:2]))
+    whole, alone = 1 - 1e-6, 0.5 * math.log(2 * math.pi * math.e)
+    choice = -whole * math.log(whole) - 1e-6 * math.log(1e-6)
+    expected = whole * float(near.entropy()) + 1e-6 * alone + choice
+    assert float(m.entropy()) == pytest.approx(expected, abs=1e-10)
+
+
+@pytest.mark.parametrize(("far", "scale"), [(1e6, 1e-3), (1e9, 1e-3), (1e12, 1.0), (-1e12, 1e-3)])
+def test_entropy_and_crps_do_not_depend_on_where_y_is(far, scale):
+    near, there = (
+        pa.Mixture(dist.Categorical(torch.ones(1100)), dist.Normal(loc, scale))
+        for loc in (torch.zeros(1100, dtype=F64), torch.full((1100,), far, dtype=F64))
+    )
+    assert float(there.entropy() - near.entropy()) == pytest.approx(0.0, abs=1e-12)
+    score = float(near.crps(torch.tensor(0.0)))
+    assert float(there.crps(torch.tensor(far, dtype=F64))) == pytest.approx(score, rel=1e-9)
+
+
+def test_a_row_without_numbers_has_no_answers_and_spoils_no_other():
+    for family in ("laplace", "gamma", "truncated_normal", "normal", "logistic", "poisson"):
+        kind = pa.families.FAMILIES[family]
+        made = kind.from_raw(list(torch.zeros(kind.outputs, 2, 3, dtype=F64)), 1.0)
+        whole = pa.Mixture(dist.Categorical(torch.ones(2, 3)), made)[0]
+        values = [v.clone() for v in kind.values(made)]
+        values[0][1, 2] = math.nan
+        m = pa.Mixture(dist.Categorical(torch.ones(2, 3)), kind.build(values), validate_args=False)
+        answers = (
+            m.highest_density_region(0.9).intervals,
+            m.modes()[0],
+            m.mass_above(-torch.ones(2)),
+        )
+        assert all(v[1].isnan().all() and v[0].isfinite().any() for v in answers)
+        assert m.entropy().isnan().tolist() == [False, True]
+        assert float(m.entropy()[0]) == pytest.approx(float(whole.entropy()), abs=1e-12)
+
+
 def test_entropy_moves_with_units_and_not_with_dead_components():
     m = mixture()
     assert torch.allclose(m.affine(7.0, -50.0).entropy(), m.entropy() + math.log(50.0), atol=1e-9)

@@ -14,7 +14,7 @@ from pyro import distributions as dist
 from random_mixtures import F32, F64, SEEDS, random_mixture, uniform
 from random_mixtures import assert_close as assert_tensors_close
 
-from pyralloy import landscape
+from pyralloy import Mixture, landscape
 from pyralloy.families import FAMILIES, map_parameters
 from pyralloy.families.interval_beta import IntervalBeta
 from pyralloy.families.truncated_normal import TruncatedNormal
@@ -362,6 +362,42 @@ def test_fewer_landmarks_find_what_all_find(seed, monkeypatch):
         assert torch.equal(interval_counts(few), interval_counts(every))
         assert_close(few.volume(), every.volume(), 1e-7 * every.volume())
         assert_close(peaks[:, 0], all_peaks[:, 0], 1e-7)
+
+
+STEPS = torch.arange(120, dtype=F64)[None]
+
+
+@pytest.mark.parametrize(
+    ("component", "peaks"),
+    [
+        (dist.StudentT(torch.full_like(STEPS, 0.5), 10 * STEPS, 0.1), 120),
+        (dist.StudentT(torch.ones_like(STEPS), 10 * STEPS, 1.0), 120),
+        (dist.LogNormal(0 * STEPS, 5.0), 1),
+        (dist.LogNormal(STEPS / 60, 2.0), 1),
+        (dist.Laplace(STEPS / 60, 1.0), None),
+    ],
+)
+def test_pools_of_long_tails_and_of_kinks_keep_their_regions_and_modes(
+    component, peaks, monkeypatch
+):
+    table = Table(torch.full_like(STEPS, 1 / 120), component)
+    few, (found, _) = highest_density(table, 0.9), modes(table)
+    monkeypatch.setattr(landscape, "_MANY", 10**9)
+    every, (all_found, _) = highest_density(table, 0.9), modes(table)
+    assert_close(held(table, few), 0.9, 1e-6)
+    assert_close(few.volume(), every.volume(), 1e-6 * every.volume())
+    assert found.shape == all_found.shape and peaks in (None, found.shape[1])
+
+
+def test_truncated_laplaces_keep_their_kinks():
+    m = Mixture(dist.Categorical(torch.ones(1, 120)), dist.Laplace(STEPS / 60, 1.0))
+    cut = m.truncate(0.3, 1.7)
+    peaks, _ = modes(flat(cut))
+    for k in range(25, 95):  # of one weight and scale, the kinks in the middle are the highest
+        at = torch.tensor([-1e-7, 0.0, 1e-7], dtype=F64) + k / 60
+        height = cut.log_prob(at[:, None])[:, 0]
+        if bool((height[1] > height[[0, 2]]).all()):
+            assert float((peaks - k / 60).abs().min()) < 1e-6
 
 
 @pytest.mark.parametrize("name", [n for n, f in FAMILIES.items() if not f.support.integer])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from functools import singledispatch
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyralloy.adaptive import beside, integrate
+from pyralloy.adaptive import fences, integrate
 from pyralloy.families.interval_beta import IntervalBeta
+from pyralloy.families.quadrature import centred, weighted_points
 from pyralloy.integers import integer_entropy
 from pyralloy.table import Table
 
@@ -31,7 +33,6 @@ LEVELS = (
     1 - 1e-9,
     1 - 1e-15,
 )
-MEDIAN = LEVELS.index(0.5)
 #: How far two rules of quadrature may be apart on one piece; the error is far below.
 APART = 1e-11
 #: Weights below which a component may be overlooked.
@@ -87,36 +88,25 @@ def _(component: IntervalBeta, table: Table) -> list[tuple[Table, Tensor | None]
 
 
 def _integral(table: Table, until: Tensor | None) -> Tensor:
-    cuts, lower, upper = _cuts(table, until)
+    if table.family.support.circular:
+        # Quantiles count from the cut of a circle, and may lie far from a component's bulk.
+        cuts = table.landmarks().flat().sort(-1).values.contiguous()
+        bumps = cuts[:, :-2], cuts[:, 2:]  # every cut is needed
+    else:
+        table = Table(table.weights, centred(table.family, table.weights, table.components))
+        points, kinks = _quantiles(table), table.family.kinks(table.components)
+        if until is not None:
+            points = torch.minimum(points, until[:, None, None])
+        further = None if until is None else until[:, None]
+        counts = table.weights > NOTHING
+        cuts, bumps = fences(points, counts, kinks=kinks, further=further)
 
     def surprise(rows: Tensor, y: Tensor) -> Tensor:
         log_p = table.take(rows).log_prob(y)
         return torch.where(log_p > -700.0, -log_p.exp() * log_p, 0.0)
 
-    width = table.weights.shape[1]
-    return integrate(surprise, cuts, (lower, upper), absolute=APART, width=width)
-
-
-def _cuts(table: Table, until: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Give where to cut, (M, P) in order, and the ends of what no piece may hold, (M, B) each."""
-    if table.family.support.circular:
-        # Quantiles count from the cut of a circle, and may lie far from a component's bulk.
-        cuts = table.landmarks().flat().sort(-1).values.contiguous()
-        return cuts, cuts[:, :-2], cuts[:, 2:]
-    levels = _quantiles(table)  # (M, K, L)
-    if until is not None:
-        levels = torch.minimum(levels, until[:, None, None])
-    cuts = levels.flatten(1)
-    if until is not None:
-        cuts = torch.cat([cuts, until[:, None]], -1)
-    cuts = cuts.sort(-1).values.contiguous()
-    counts = (table.weights > NOTHING)[..., None]
-    lower, upper = levels[..., :-1], levels[..., 1:]
-    lower, upper = lower.flatten(1), torch.where(counts, upper, lower).flatten(1)
-    if table.family.kinked:
-        before, after = beside(cuts, levels[..., MEDIAN])
-        lower, upper = torch.cat([lower, before], -1), torch.cat([upper, after], -1)
-    return cuts, lower, upper
+    found = integrate(surprise, cuts, bumps, absolute=APART, width=table.weights.shape[1])
+    return found.masked_fill(table.blank(), math.nan)
 
 
 def _quantiles(table: Table) -> Tensor:
@@ -124,6 +114,4 @@ def _quantiles(table: Table) -> Tensor:
     weights = table.weights
     levels = torch.tensor(LEVELS, dtype=weights.dtype, device=weights.device)
     cuts = table.family.icdf(table.components, levels[:, None, None])  # (L, M, K)
-    # A component without weight shapes nothing, and its cuts would only widen the range.
-    heaviest = weights.argmax(-1)[None, :, None].expand(len(LEVELS), -1, 1)
-    return torch.where(weights > 0, cuts, cuts.gather(-1, heaviest)).movedim(0, -1)
+    return weighted_points(weights, cuts.movedim(0, -1))

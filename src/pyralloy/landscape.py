@@ -25,8 +25,6 @@ _WIDTH = 8
 
 #: Components whose landmarks are all looked at; of more, as few as lie close enough together.
 _MANY = 100
-#: Points closer than so, as a share of what a component spans, stand beside a kink.
-_TWINS = 1e-6
 
 #: Which log densities matter, for some rows of a table: see :func:`landscape`.
 Window = Callable[["Part", Tensor, Slopes], tuple[Tensor, Tensor]]
@@ -145,7 +143,8 @@ def _landmarks(table: Table, low: Tensor, high: Tensor) -> tuple[Tensor, int]:
     on_cpu = y.device.type == "cpu"
     y = torch.from_numpy(np.sort(y.numpy(), -1)) if on_cpu else y.sort(-1).values
     kind, among = table.family, y.shape[1]
-    if table.weights.shape[1] > _MANY and not (kind.kinked or kind.support.circular):
+    smooth = kind.kinks(table.components) is None and not kind.support.circular
+    if table.weights.shape[1] > _MANY and smooth:
         y = _thinned(table, y, marks.own.clamp(low[:, None, None], high[:, None, None]))
     return y, among
 
@@ -159,9 +158,8 @@ def _thinned(table: Table, y: Tensor, own: Tensor) -> Tensor:
         own: Those of each component, (M, K, L).
     """
     lower, upper = own[..., :-1], own[..., 1:]
-    least = _TWINS * (own[..., -1:] - own[..., :1])
-    apart = (upper - lower > least) & (table.weights > 0)[..., None]
-    picked = coarsest(y, lower.flatten(1), torch.where(apart, upper, lower).flatten(1))
+    upper = torch.where((table.weights > 0)[..., None], upper, lower)
+    picked = coarsest(y, lower.flatten(1), upper.flatten(1))
     rows, _ = picked.nonzero(as_tuple=True)
     laid = lay_out(rows, y[picked], len(y), math.nan)
     return torch.where(laid.isnan(), y[:, -1:], laid)

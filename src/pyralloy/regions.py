@@ -184,7 +184,7 @@ def mass_above(table: Table, threshold: Tensor) -> Tensor:
     with torch.no_grad():
         threshold = threshold.to(torch.float64)
         if table.family.support.integer:
-            return integer_mass_above(_wide(table), threshold)
+            return integer_mass_above(_wide(table), threshold).masked_fill(table.blank(), math.nan)
         opened, _ = cut_open(table)
         parts = _parts(opened)
         many = threshold.split([len(part) for part in parts]) if parts else ()
@@ -230,9 +230,10 @@ def modes(table: Table) -> tuple[Tensor, Tensor]:
 
 
 def _wide(table: Table) -> Table:
-    """Give the table in float64, without gradients."""
+    """Give the table in float64, without gradients; rows that miss a parameter, without weights."""
     components = map_parameters(table.components, lambda p: p.detach().to(torch.float64), 0)
-    return Table(table.weights.detach().to(torch.float64), components)
+    weights = table.weights.detach().to(torch.float64)
+    return Table(weights.masked_fill(table.blank()[:, None], math.nan), components)
 
 
 def _parts(table: Table) -> list[Table]:

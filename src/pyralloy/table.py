@@ -212,6 +212,11 @@ class Table:
 
         return newton(slope, ends, guess, rising)[0]
 
+    def blank(self) -> Tensor:
+        """Tell in which rows (M,) a weight or a parameter is NaN: they have no answers."""
+        values = [self.weights, *self.family.values(self.components)]
+        return torch.stack([v.isnan().any(-1) for v in values]).any(0)
+
     def landmarks(self) -> Landmarks:
         """Place points throughout each component, in its own units."""
         return landmarks(self.components)
@@ -318,8 +323,7 @@ def landmarks(component: Any) -> Landmarks:
     # A density may have a kink at its location: a point on either side.
     gap = 1e-9 * (points[-1] - points[0]).abs()
     beside = torch.stack([centre - gap, centre + gap])
-    own = torch.cat([points, beside]).sort(0).values.movedim(0, -1)
-    return Landmarks(own, own[:, 0, :0])
+    return Landmarks(points.movedim(0, -1), beside.movedim(0, -1).flatten(1))
 
 
 @landmarks.register

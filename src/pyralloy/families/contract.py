@@ -102,7 +102,6 @@ class Family(ABC):
         support: Where y lies; the whole line unless a family says otherwise.
         widths: Which raw outputs are logs of a width, if any are: a fit stretches them all alike,
             until they are as wide as held-out rows ask for.
-        kinked: Whether the density has a kink at its median, as a Laplace's has.
     """
 
     name: str
@@ -110,7 +109,6 @@ class Family(ABC):
     parameters: tuple[str, ...]
     support: Support = Support()
     widths: tuple[int, ...] = ()
-    kinked: bool = False
 
     def __repr__(self) -> str:
         """Show the kind."""
@@ -186,6 +184,13 @@ class Family(ABC):
             "distribution of the same kind; transform y before fitting instead."
         )
 
+    def kinks(self, component: Any) -> Tensor | None:
+        """Give where the density of each component has a kink, of their batch shape; None: nowhere.
+
+        Quadratures end their pieces there, and regions of pools are looked for on either side.
+        """
+        del component
+
     def mean(self, weights: Tensor, component: Any, dim: int = -1) -> Tensor:
         """Give the mean of a mixture whose components lie along ``dim``, as do the weights."""
         return (weights * component.mean).sum(dim)
@@ -222,8 +227,9 @@ class Family(ABC):
 
         By adaptive quadrature between quantiles of the components, with the tails from
         :meth:`distance`, unless a family knows a closed form. The error is about 1e-8 of the result
-        (of the width of the widest component, where distances are closed forms); the time is some
-        hundreds to thousands of cdfs of each component, however many there are.
+        (of the width of the widest component, where distances are closed forms), and more where
+        tails are heavy; the time is some hundreds to thousands of cdfs of each component, and where
+        components lie apart, hundreds times their number.
 
         Args:
             weights: Shape (..., K), summing to one.

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyralloy.families.contract import Family, invert_cdf, scale_bounds, within
+from pyralloy.families.quadrature import count_pieces
 from pyralloy.numerics import add_up, soft_between_inverse, soft_exp
 from pyralloy.special import student_cdf
 
@@ -26,8 +27,9 @@ __all__ = [
 
 #: Numbers that the machine's widest vectors hold, as often as a pass over them is unrolled.
 VECTORS = 32
-#: Normal components whose pairs are summed; of more, a quadrature is quicker.
-MOST_PAIRED = 1000
+#: Normal components whose pairs are summed; of more, a quadrature is quicker unless they lie apart.
+#: A piece of it takes as long as so many pairs of each component.
+MOST_PAIRED, PIECE = 1000, 20
 
 
 class NormalFamily(Family):
@@ -93,7 +95,8 @@ class NormalFamily(Family):
     def dispersion(self, weights: Tensor, component: Any) -> Tensor:
         r"""Evaluate half the expected distance between two draws, in closed form.
 
-        Of more than 1,000 components, whose pairs would take longer, by quadrature, to about 1e-8.
+        Of more than 1,000 components, where their pairs would take longer, by quadrature, to about
+        1e-8.
 
         .. math:: \tfrac12 \sum_{k,l} w_k w_l A(\mu_k - \mu_l, \sqrt{\sigma_k^2 + \sigma_l^2}),
                   \quad A(m, s) = E|N(m, s^2)|
@@ -105,7 +108,8 @@ class NormalFamily(Family):
         """
         shared = torch.broadcast_tensors(weights, component.loc, component.scale)
         shape, count = shared[0].shape[:-1], shared[0].shape[-1]
-        if count > MOST_PAIRED:
+        pairs = shape.numel() * count  # a component
+        if count > MOST_PAIRED and PIECE * count_pieces(self, weights, component) < pairs:
             return super().dispersion(weights, component)
         # Components lead, (K, M), so that a pair of slices is every component beside another: no
         # gathers, and sums over pairs run along whole vectors. The first ones follow the last.
@@ -142,7 +146,6 @@ class LaplaceFamily(Family):
     distribution = dist.Laplace
     parameters = ("loc", "scale")
     widths = (1,)
-    kinked = True
 
     def from_raw(self, raw: Sequence[Tensor], spread: float) -> Any:
         """Map two outputs (...) to ``Laplace(loc, scale)`` with the scale softly bounded."""
@@ -152,6 +155,10 @@ class LaplaceFamily(Family):
     def to_raw(self, loc: Tensor, scale: Tensor, spread: float) -> Tensor:
         """Invert :meth:`from_raw`; ``scale`` is a standard deviation."""
         return torch.stack([loc, _raw_scale(scale, spread)], -1)
+
+    def kinks(self, component: Any) -> Tensor:
+        """Give the peaks."""
+        return component.loc
 
     def cdf(self, component: Any, y: Tensor) -> Tensor:
         """Evaluate the cdf, each tail by its own exponential, which keeps its digits."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -10,15 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyralloy.adaptive import beside, integrate
+from pyralloy.adaptive import coarsest, fences, integrate
 from pyralloy.checks import broadcast_shapes
 
 __all__ = [
+    "centred",
     "count_distance",
     "count_moments",
+    "count_pieces",
     "dispersion_integral",
     "distance_integral",
     "moments_integral",
+    "weighted_points",
 ]
 
 #: Levels of the quantiles between which panels lie: decades, so that the panels of a power tail
@@ -36,7 +40,15 @@ NODES, WEIGHTS = np.polynomial.legendre.leggauss(10)
 class Cumulative(Protocol):
     """What these integrals ask of a family."""
 
-    kinked: bool
+    support: Any
+
+    def kinks(self, component: Any) -> Tensor | None:
+        """Give the place of a kink in each component's density."""
+        ...
+
+    def affine(self, component: Any, shift: Tensor, scale: Tensor) -> Any:
+        """Give the distribution of ``shift + scale * y``, or raise ``TypeError``."""
+        ...
 
     def values(self, component: Any) -> list[Tensor]:
         """Give the parameters."""
@@ -112,11 +124,10 @@ def dispersion_integral(family: Cumulative, weights: Tensor, component: Any) -> 
     Returns:
         Half the expected distance between two draws, shape (...).
     """
-    shape = broadcast_shapes(component.batch_shape, weights.shape)
-    weights = weights.expand(shape).reshape(-1, shape[-1])  # (M, K)
-    flat = [v.expand(shape).reshape(-1, shape[-1]) for v in family.values(component)]
-    component = family.build(flat)
-    cuts, steps = _cuts(family, weights, component)
+    rows = broadcast_shapes(component.batch_shape, weights.shape)[:-1]
+    weights, component = _flat(family, weights, component)
+    flat = family.values(component)
+    cuts, steps = _fences(family, weights, component)
     ends = cuts[:, [0, -1]].T[..., None]  # (2, M, 1)
     far = (weights * family.distance(component, ends)).sum(-1)  # (2, M)
     gap = (weights * (component.mean - ends)).sum(-1)
@@ -129,27 +140,65 @@ def dispersion_integral(family: Cumulative, weights: Tensor, component: Any) -> 
         return (values[0] * cdf).sum(-1) * (values[0] * (1 - cdf)).sum(-1)
 
     relative = max(APART, 8 * torch.finfo(cuts.dtype).eps)
-    inside = integrate(spread, cuts, steps, relative=relative, width=shape[-1])
-    return (tails + inside).reshape(shape[:-1])
+    inside = integrate(spread, cuts, steps, relative=relative, width=weights.shape[-1])
+    return (tails + inside).reshape(rows)
 
 
-def _cuts(
+def count_pieces(family: Cumulative, weights: Tensor, component: Any) -> int:
+    """Count the pieces that :func:`dispersion_integral` begins with, of all rows."""
+    weights, component = _flat(family, weights, component)
+    cuts, steps = _fences(family, weights, component)
+    return int(coarsest(cuts, *steps).sum()) - len(cuts)
+
+
+def _flat(family: Cumulative, weights: Tensor, component: Any) -> tuple[Tensor, Any]:
+    """Lay mixtures out as weights and components (M, K) of one dtype, near 0 if that can be."""
+    shape = broadcast_shapes(component.batch_shape, weights.shape)
+    values = [weights, *family.values(component)]
+    dtype = functools.reduce(torch.promote_types, [v.dtype for v in values])
+    weights, *values = (v.to(dtype).expand(shape).reshape(-1, shape[-1]) for v in values)
+    return weights, centred(family, weights, family.build(values))
+
+
+def _fences(
     family: Cumulative, weights: Tensor, component: Any
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Give where to cut, (M, E K) in order, and the ends of what no piece may hold, (M, B) each."""
-    edges = _edges(family, component, LAST_MIXTURE)  # (E, M, K)
-    # A component of no weight has the edges of the heaviest: its own might spoil the tails.
-    heaviest = weights.argmax(-1, keepdim=True).expand((*edges.shape[:-1], 1))
-    edges = torch.where(weights > 0, edges, edges.gather(-1, heaviest)).movedim(0, -1)
-    cuts = edges.flatten(1).sort(-1).values.contiguous()
-    # Every other one will do, but the last.
+    """Give cuts (M, P) and bumps (M, B), as :func:`~pyralloy.adaptive.fences` does."""
+    edges = _edges(family, component, LAST_MIXTURE).movedim(0, -1)  # (M, K, E)
+    edges = weighted_points(weights, edges)
+    # Decades by twos are close enough in the tails, but for the last.
     some = torch.cat([edges[..., :1], edges[..., 1::2], edges[..., -1:]], -1)
-    lower, upper, counts = some[..., :-1], some[..., 1:], weights[..., None] > NOTHING
-    lower, upper = lower.flatten(1), torch.where(counts, upper, lower).flatten(1)
-    if family.kinked:
-        before, after = beside(cuts, edges[..., edges.shape[-1] // 2])
-        lower, upper = torch.cat([lower, before], -1), torch.cat([upper, after], -1)
-    return cuts, (lower, upper)
+    return fences(some, weights > NOTHING, kinks=family.kinks(component), further=edges.flatten(1))
+
+
+def weighted_points(weights: Tensor, points: Tensor) -> Tensor:
+    """Give points (M, K, L) of components, the heaviest's in place of those that have no weight.
+
+    Theirs shape nothing, and would only widen the range or spoil the tails.
+    """
+    heaviest = weights.argmax(-1)[:, None, None].expand(-1, 1, points.shape[-1])
+    return torch.where(weights[..., None] > 0, points, points.gather(1, heaviest))
+
+
+def centred(family: Cumulative, weights: Tensor, component: Any) -> Any:
+    """Shift mixtures to where the heaviest component has its median, if their family can.
+
+    Floats are closest together around 0: widths far out are rounded.
+
+    Args:
+        family: Of the components.
+        weights: Shape (M, K).
+        component: Batch shape (M, K).
+    """
+    if not family.support.shifts:
+        return component
+    with torch.no_grad():
+        half = torch.full_like(weights, 0.5)
+        shift = -family.icdf(component, half).gather(-1, weights.argmax(-1, keepdim=True))
+    try:
+        return family.affine(component, shift, torch.ones_like(shift))
+    except (TypeError, ValueError):  # a family of the user's own, or a row that holds NaN
+        return component
 
 
 @torch.no_grad()

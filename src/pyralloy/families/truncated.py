@@ -283,6 +283,10 @@ class TruncatedFamily(Family):
         low, high = shift + scale * component.lower, shift + scale * component.upper
         return Truncated(self, base, torch.minimum(low, high), torch.maximum(low, high))
 
+    def kinks(self, component: Any) -> Tensor | None:
+        """Give those of the inner family; one outside of the interval is none, and does no harm."""
+        return self.inner.kinks(component.base)
+
     def moments(self, component: Any) -> tuple[Tensor, Tensor]:
         """Evaluate mean and variance by quadrature of both tails.
 

@@ -183,7 +183,7 @@ class Fit:
 
         Args:
             x: Inputs, as for :meth:`density`.
-            draws: Number S of draws of the weights; time grows with S K.
+            draws: Number S of draws of the weights; time grows with S K, where draws agree.
             seed: Source of the draws.
 
         Returns:
