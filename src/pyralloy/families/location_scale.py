@@ -29,7 +29,7 @@ __all__ = [
 VECTORS = 32
 #: Normal components whose pairs are summed; of more, a quadrature is quicker unless they lie apart.
 #: A piece of it takes as long as so many pairs of each component.
-MOST_PAIRED, PIECE = 1000, 20
+MOST_PAIRED, PIECE = 1000, 5
 
 
 class NormalFamily(Family):
