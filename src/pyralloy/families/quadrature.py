@@ -109,9 +109,7 @@ def distance_integral(family: Cumulative, component: Any, y: Tensor) -> Tensor:
 
 
 def dispersion_integral(family: Cumulative, weights: Tensor, component: Any) -> Tensor:
-    r"""Evaluate :math:`\int F (1 - F)` of a mixture by quadrature, its tails by its distance.
-
-    Pieces lie between quantiles of the components, as few as two rules agree on.
+    r"""Evaluate :math:`\int F (1 - F)` of a mixture between its components' quantiles.
 
     Beyond the last edge 1 - F is small, so that its square is nothing and the integral of F (1 - F)
     is that of 1 - F, which is :math:`\tfrac12 (E|Y - T| + E[Y] - T)`.
