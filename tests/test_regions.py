@@ -389,15 +389,18 @@ def test_pools_of_long_tails_and_of_kinks_keep_their_regions_and_modes(
     assert found.shape == all_found.shape and peaks in (None, found.shape[1])
 
 
-def test_truncated_laplaces_keep_their_kinks():
-    m = Mixture(dist.Categorical(torch.ones(1, 120)), dist.Laplace(STEPS / 60, 1.0))
-    cut = m.truncate(0.3, 1.7)
+@pytest.mark.parametrize(("scale", "kinks"), [(1.0, 2), (0.3, 26)])
+def test_truncated_laplaces_keep_their_kinks(scale, kinks):
+    m = Mixture(dist.Categorical(torch.ones(1, 120)), dist.Laplace(STEPS / 60, scale))
+    cut, found = m.truncate(0.3, 1.7), 0
     peaks, _ = modes(flat(cut))
     for k in range(25, 95):  # of one weight and scale, the kinks in the middle are the highest
         at = torch.tensor([-1e-7, 0.0, 1e-7], dtype=F64) + k / 60
         height = cut.log_prob(at[:, None])[:, 0]
         if bool((height[1] > height[[0, 2]]).all()):
             assert float((peaks - k / 60).abs().min()) < 1e-6
+            found += 1
+    assert found == kinks
 
 
 @pytest.mark.parametrize("name", [n for n, f in FAMILIES.items() if not f.support.integer])

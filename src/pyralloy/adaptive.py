@@ -20,6 +20,8 @@ KRONROD = (
     (0.2077849550078984676, 0.2044329400752988924, 0.0),
     (0.0, 0.2094821410847278280, 0.417959183673469388),
 )
+#: Weights below which a component may be overlooked.
+NOTHING = 1e-15
 #: How often a piece may be cut.
 DEPTH = 200
 #: Elements of one intermediate; small enough to stay in a core's cache.
@@ -117,7 +119,7 @@ def _settled(
 
 
 def fences(
-    points: Tensor, counts: Tensor, *, kinks: Tensor | None = None, further: Tensor | None = None
+    points: Tensor, weights: Tensor, *, kinks: Tensor | None = None, further: Tensor | None = None
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Give cuts and bumps such that no piece holds two points of one component, nor a kink.
 
@@ -127,7 +129,7 @@ def fences(
     Args:
         points: Of each component, ascending, such as quantiles, shape (M, K, L); the first and the
             last of a row are where its integral begins and ends.
-        counts: Whether a component does, shape (M, K).
+        weights: Of the components, shape (M, K); one of next to none may hide.
         kinks: Of each component's density, shape (M, K).
         further: Other cuts, shape (M, E).
 
@@ -145,7 +147,7 @@ def fences(
     cuts = torch.cat([chain.flatten(1), *loose], 1).clamp(low[..., 0], high[..., 0])
     cuts = cuts.sort(-1).values.contiguous()
     lower, upper = chain[..., :-1], chain[..., 1:]
-    upper = torch.where(counts[..., None], upper, lower)
+    upper = torch.where((weights > NOTHING)[..., None], upper, lower)
     lower, upper = lower.flatten(1), upper.flatten(1)
     if kinks is not None:  # each between its two neighbours, so that no piece holds it
         at = torch.searchsorted(cuts, kinks.clamp(low[..., 0], high[..., 0]).contiguous())

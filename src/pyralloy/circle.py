@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyralloy.families import map_parameters, wrap
+from pyralloy.families import wrap
 from pyralloy.table import Table
 
 __all__ = ["close", "cut_open"]
@@ -31,8 +31,7 @@ def cut_open(table: Table) -> tuple[Table, Tensor]:
     turn = torch.zeros_like(table.weights[:, 0])
     if not table.family.support.circular:
         return table, turn
-    components = map_parameters(table.components, lambda p: p.detach().to(torch.float64), 0)
-    wide = Table(table.weights.detach().to(torch.float64), components)
+    wide = table.wide()
     even = torch.linspace(-math.pi, math.pi, _EVEN + 1).to(wide.weights)[1:]
     places = torch.cat([wide.landmarks().flat(), even.expand(len(wide), -1)], 1)  # (M, P)
     parts = list(wide.chunks(places.shape[1] * wide.weights.shape[1]))
@@ -40,7 +39,7 @@ def cut_open(table: Table) -> tuple[Table, Tensor]:
     lowest = torch.cat([places[:0], *height]).argmin(-1, keepdim=True)
     turn = wrap(math.pi - places.gather(1, lowest)[:, 0])
     shift, one = turn[:, None], torch.ones_like(turn[:, None])
-    return Table(wide.weights, table.family.affine(components, shift, one)), turn
+    return Table(wide.weights, table.family.affine(wide.components, shift, one)), turn
 
 
 def close(arcs: Tensor, turn: Tensor) -> Tensor:

@@ -35,8 +35,6 @@ LEVELS = (
 )
 #: How far two rules of quadrature may be apart on one piece; the error is far below.
 APART = 1e-11
-#: Weights below which a component may be overlooked.
-NOTHING = 1e-15
 
 
 def entropy(table: Table) -> Tensor:
@@ -98,8 +96,7 @@ def _integral(table: Table, until: Tensor | None) -> Tensor:
         if until is not None:
             points = torch.minimum(points, until[:, None, None])
         further = None if until is None else until[:, None]
-        counts = table.weights > NOTHING
-        cuts, bumps = fences(points, counts, kinks=kinks, further=further)
+        cuts, bumps = fences(points, table.weights, kinks=kinks, further=further)
 
     def surprise(rows: Tensor, y: Tensor) -> Tensor:
         log_p = table.take(rows).log_prob(y)

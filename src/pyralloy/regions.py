@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from pyralloy.checks import beside, probability
 from pyralloy.circle import close, cut_open
-from pyralloy.families import map_parameters, wrap
+from pyralloy.families import wrap
 from pyralloy.integers import integer_mass_above, integer_modes, integer_region
 from pyralloy.landscape import landscape, lay_out
 from pyralloy.table import Table
@@ -231,9 +231,8 @@ def modes(table: Table) -> tuple[Tensor, Tensor]:
 
 def _wide(table: Table) -> Table:
     """Give the table in float64, without gradients; rows that miss a parameter, without weights."""
-    components = map_parameters(table.components, lambda p: p.detach().to(torch.float64), 0)
-    weights = table.weights.detach().to(torch.float64)
-    return Table(weights.masked_fill(table.blank()[:, None], math.nan), components)
+    wide = table.wide()
+    return Table(wide.weights.masked_fill(table.blank()[:, None], math.nan), wide.components)
 
 
 def _parts(table: Table) -> list[Table]:

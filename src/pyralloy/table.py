@@ -212,6 +212,11 @@ class Table:
 
         return newton(slope, ends, guess, rising)[0]
 
+    def wide(self) -> Table:
+        """Give the table in float64, without gradients."""
+        components = map_parameters(self.components, lambda p: p.detach().to(torch.float64), 0)
+        return Table(self.weights.detach().to(torch.float64), components)
+
     def blank(self) -> Tensor:
         """Tell in which rows (M,) a weight or a parameter is NaN: they have no answers."""
         values = [self.weights, *self.family.values(self.components)]

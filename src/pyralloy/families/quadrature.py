@@ -31,8 +31,6 @@ DECADES = (0.1, 0.25)
 LAST_MIXTURE, LAST_COMPONENT = 8, 12
 #: How far apart two rules may be on a piece of a mixture, as a share of the whole.
 APART = 1e-9
-#: Weights below which a component's step may be overlooked.
-NOTHING = 1e-15
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(10)
 
@@ -166,7 +164,7 @@ def _fences(
     edges = weighted_points(weights, edges)
     # Decades by twos are close enough in the tails, but for the last.
     some = torch.cat([edges[..., :1], edges[..., 1::2], edges[..., -1:]], -1)
-    return fences(some, weights > NOTHING, kinks=family.kinks(component), further=edges.flatten(1))
+    return fences(some, weights, kinks=family.kinks(component), further=edges.flatten(1))
 
 
 def weighted_points(weights: Tensor, points: Tensor) -> Tensor:
